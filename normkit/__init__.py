@@ -1,0 +1,36 @@
+"""normkit: normalization in deep learning and reinforcement learning, to see, to test and to use.
+
+`import normkit` is light: torch, plotly and ipywidgets come with the first use of what needs them.
+"""
+
+import importlib
+import sys
+
+# jsonschema tries this module and does without it; importing it costs 2 s of building a grammar.
+sys.modules.setdefault("rfc3987_syntax", None)
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "DepthLab": "normkit.depth.lab",
+    "Lab": "normkit.lab",
+    "Profile": "normkit.profile",
+    "depth": "normkit.depth",
+    "labs": "normkit.lab",
+    "layers": "normkit.layers",
+    "probe": "normkit.probe",
+}
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'normkit' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module = importlib.import_module(_LAZY[name])
+    value = module if _LAZY[name] == f"normkit.{name}" and name != "probe" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)
