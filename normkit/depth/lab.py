@@ -1,0 +1,112 @@
+"""The depth labs: the residual stream and its gradient, layer by layer, at initialization and while a network trains."""
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from normkit.depth import laws
+from normkit.depth.experiment import exact_profile, residual_profile
+from normkit.depth.placement import PLACEMENTS
+from normkit.figures import Axes, Curve, style
+from normkit.lab import Lab, choice, slider
+from normkit.profile import Profile
+
+STYLES = {placement: style(i) for i, placement in enumerate(PLACEMENTS)}
+REAL = style(len(PLACEMENTS))
+BAND = (0.05, 0.95)  # the band holds the middle 90 % of the seeds
+GROWTH = "variance, mean of x²"
+GRADIENT = "gradient, mean of (∂ℓ/∂x)²"
+
+
+@cache
+def _stored() -> dict[str, Profile]:
+    """The measured profiles that ship with the kit, by name."""
+    import json
+
+    from normkit.files import data_path
+
+    stored = json.loads(data_path("profiles.json").read_text(encoding="utf-8"))
+    return {name: Profile.from_dict(p) for name, p in stored["profiles"].items()}
+
+
+def profile_curves(profile: Profile, look=REAL) -> list[Curve]:
+    """A measured profile as dots: mean over its runs in panel 0 (variance) and panel 1 (gradient), middle 90 % as band."""
+    curves = []
+    for axes, values in enumerate((profile.variance, profile.gradient)):
+        if values is not None:
+            layers = np.arange(profile.layers + 1) * profile.meta.get("sublayers", 1)
+            lo, hi = np.quantile(values, BAND, axis=0)
+            curves.append(Curve(profile.name, "real", layers, values.mean(0), look, lo, hi, axes=axes))
+    return curves
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DepthLab(Lab):
+    """Variance growth with depth: where the norm sits decides how the residual stream grows
+
+    Left: mean square of the stream x_l. Right: mean square of the loss gradient at x_l, for a unit gradient at the top.
+    `real` is a Profile of your own model (from normkit.probe), drawn beside or in place of the stored ones.
+    """
+
+    placement: str = choice("pre", *PLACEMENTS, label="Placement", help="Where the normalization sits in each block.")
+    against: str = choice("nothing", "nothing", *PLACEMENTS, label="Compare with", help="A second placement in the same figure.")
+    layers: int = slider(32, 1, 128, label="Depth", unit="layers", help="Residual branches in the stack.")
+    sublayer: str = choice("linear", "linear", "mlp", "attention", label="Branch", help="What each residual branch computes.")
+    width: int = slider(128, 16, 256, step="x2", label="Width", unit="channels", help="Size of each token's vector.")
+    scale: str = choice("log", "log", "linear", label="Vertical axis", help="A power law is straight on neither: try both.")
+    model: str = choice("trained", "none", "trained", "MiniLM", label="Real model", help="Measured on a trained network.")
+    real: Profile | None = field(default=None)
+
+    def placements(self) -> list[str]:
+        return [self.placement] + [self.against] * (self.against not in ("nothing", self.placement))
+
+    def compute(self, quality):
+        """Theory (layers+1,), simulated mean and band (3, layers+1) of variance and gradient, for each placement."""
+        exact = quality == "exact"
+        tokens = 16
+        result = {"layer": np.arange(self.layers + 1)}
+        for p in self.placements():
+            nets = residual_profile(
+                p, layers=self.layers, width=self.width if exact else 16, tokens=tokens if exact else 4,
+                sublayer=self.sublayer, seeds=8 if exact else 4, seed=0,
+            )  # fmt: skip
+            if self.sublayer == "attention":
+                variance, theory = nets.variance, laws.attention_variance(p, self.layers, tokens if exact else 4)
+            else:
+                seeds = 1000 if exact else 100
+                variance = exact_profile(p, layers=self.layers, width=self.width, sublayer=self.sublayer, seeds=seeds, seed=0).variance
+                theory = laws.variance(p, self.layers)
+            result[f"{p}.variance.theory"], result[f"{p}.gradient.theory"] = theory, laws.gradient(p, self.layers)
+            result[f"{p}.variance"], result[f"{p}.gradient"] = _summary(variance), _summary(nets.gradient)
+        return result
+
+    def curves(self, result):
+        curves = []
+        x = result["layer"]
+        dots = np.unique(np.linspace(0, len(x) - 1, min(len(x), 33)).round().astype(int))
+        for p in self.placements():
+            for axes, key in enumerate((f"{p}.variance", f"{p}.gradient")):
+                mean, lo, hi = result[key][:, dots]
+                curves += [
+                    Curve(p, "toy", x[dots], mean, STYLES[p], lo, hi, axes=axes),
+                    Curve(p, "theory", x, result[key + ".theory"], STYLES[p], axes=axes),
+                ]
+        return curves + self._measured()
+
+    def _measured(self):
+        if self.real is not None:
+            return profile_curves(self.real)
+        if self.model == "MiniLM":
+            return profile_curves(_stored()["MiniLM"])
+        if self.model == "trained":
+            return [c for p in self.placements() for c in profile_curves(_stored()[f"trained {p}"], STYLES[p])]
+        return []
+
+    def axes(self):
+        log = self.scale == "log"
+        return [Axes("Forward", "layer", GROWTH, log_y=log), Axes("Backward", "layer", GRADIENT, log_y=log)]
+
+
+def _summary(values):
+    return np.stack([values.mean(0), *np.quantile(values, BAND, axis=0)])

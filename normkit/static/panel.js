@@ -1,0 +1,311 @@
+// The live face of a lab: named controls, a canvas that redraws on every move, plotly.js once the slider rests.
+// One move is in flight at a time and the newest replaces any that waits; an answer older than the last drawn is dropped.
+
+const REST_MS = 120; // a slider that has not moved for this long is at rest
+const RELEASE_KEYS = "Arrow keys: one step. Page Up and Page Down: a tenth of the range. Home and End: the ends.";
+let ids = 0;
+
+const el = (tag, props = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [k, v] of Object.entries(props)) k in node ? (node[k] = v) : node.setAttribute(k, v);
+  node.append(...children);
+  return node;
+};
+
+// ---- plotly.js: asked for once a page, whatever the number of labs
+
+function plotly(model) {
+  globalThis.__normkitPlotly ??= new Promise((resolve, reject) => {
+    const receive = async (message, buffers) => {
+      if (message.kind !== "plotly") return;
+      model.off("msg:custom", receive);
+      const head = "const module={exports:{}};let exports=module.exports,define;";
+      const source = new Blob([head, buffers[0], ";export default module.exports;"], { type: "text/javascript" });
+      const url = URL.createObjectURL(source);
+      import(url).then((m) => resolve(m.default), reject).finally(() => URL.revokeObjectURL(url));
+    };
+    model.on("msg:custom", receive);
+    model.send({ kind: "plotly" });
+  });
+  return globalThis.__normkitPlotly;
+}
+
+// ---- the canvas painter of the figure's description
+
+const floats = (v) => (v instanceof DataView ? new Float32Array(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength)) : v);
+const decoded = (figure) => ({ layout: figure.layout, data: figure.data.map((t) => ({ ...t, x: floats(t.x), y: floats(t.y) })) });
+
+const DASH = { solid: [], dash: [9, 5], dot: [2, 4], dashdot: [9, 4, 2, 4] };
+const star = (n, inner) => Array.from({ length: inner ? 2 * n : n }, (_, i) => {
+  const r = inner && i % 2 ? inner : 1, a = (Math.PI * 2 * i) / (inner ? 2 * n : n) - Math.PI / 2;
+  return [r * Math.cos(a), r * Math.sin(a)];
+});
+const cross = [[-1, -.35], [-.35, -.35], [-.35, -1], [.35, -1], [.35, -.35], [1, -.35], [1, .35], [.35, .35], [.35, 1], [-.35, 1], [-.35, .35], [-1, .35]];
+const turned = (points) => points.map(([x, y]) => [(x - y) * Math.SQRT1_2, (x + y) * Math.SQRT1_2]);
+const SHAPES = {
+  square: [[-.9, -.9], [.9, -.9], [.9, .9], [-.9, .9]], "triangle-up": star(3), "triangle-down": star(3).map(([x, y]) => [x, -y]),
+  diamond: star(4), pentagon: star(5), star: star(5, .45), cross, x: turned(cross),
+};
+
+function marker(path, symbol, x, y, r) {
+  const shape = SHAPES[symbol];
+  if (!shape) { path.moveTo(x + r, y); path.arc(x, y, r, 0, 7); return; }
+  shape.forEach(([dx, dy], i) => (i ? path.lineTo(x + dx * r, y + dy * r) : path.moveTo(x + dx * r, y + dy * r)));
+  path.closePath();
+}
+
+function tickText(ctx, text, x, y) {
+  const [base, power] = text.replace("</sup>", "").split("<sup>");
+  ctx.fillText(base, x, y);
+  if (!power) return;
+  const size = ctx.font, w = ctx.measureText(base).width, align = ctx.textAlign;
+  ctx.font = size.replace(/\d+px/, "10px");
+  const at = align === "right" ? x : align === "center" ? x + w / 2 : x + w;
+  ctx.textAlign = align === "right" ? "left" : "left";
+  ctx.fillText(power, at + 1, y - 6);
+  ctx.font = size;
+  ctx.textAlign = align;
+}
+
+function paint(canvas, { data, layout }, width) {
+  const ratio = globalThis.devicePixelRatio || 1, height = layout.height, m = layout.margin;
+  if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+    canvas.width = Math.round(width * ratio);
+    canvas.height = Math.round(height * ratio);
+    canvas.style.height = `${height}px`;
+  }
+  const ctx = canvas.getContext("2d");
+  ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+  ctx.clearRect(0, 0, width, height);
+  ctx.font = `${layout.font.size}px ${layout.font.family}`;
+  const w = width - m.l - m.r, h = height - m.t - m.b;
+  for (const key of Object.keys(layout).filter((k) => k.startsWith("xaxis"))) {
+    const n = key.slice(5), X = layout[key], Y = layout["yaxis" + n];
+    const left = m.l + X.domain[0] * w, right = m.l + X.domain[1] * w, top = m.t, bottom = m.t + h;
+    const sx = (v) => left + ((X.type === "log" ? Math.log10(v) : v) - X.range[0]) / (X.range[1] - X.range[0]) * (right - left);
+    const sy = (v) => bottom - ((Y.type === "log" ? Math.log10(v) : v) - Y.range[0]) / (Y.range[1] - Y.range[0]) * (bottom - top);
+    ctx.strokeStyle = X.gridcolor; ctx.lineWidth = 1; ctx.fillStyle = layout.font.color; ctx.setLineDash([]);
+    ctx.beginPath();
+    for (const v of X.tickvals) { ctx.moveTo(sx(v), top); ctx.lineTo(sx(v), bottom); }
+    for (const v of Y.tickvals) { ctx.moveTo(left, sy(v)); ctx.lineTo(right, sy(v)); }
+    ctx.stroke();
+    ctx.strokeStyle = X.linecolor;
+    ctx.beginPath(); ctx.moveTo(left, top); ctx.lineTo(left, bottom); ctx.lineTo(right, bottom);
+    for (const v of X.tickvals) { ctx.moveTo(sx(v), bottom); ctx.lineTo(sx(v), bottom + 5); }
+    for (const v of Y.tickvals) { ctx.moveTo(left, sy(v)); ctx.lineTo(left - 5, sy(v)); }
+    ctx.stroke();
+    ctx.textAlign = "center"; ctx.textBaseline = "top";
+    X.tickvals.forEach((v, i) => tickText(ctx, X.ticktext[i], sx(v), bottom + 7));
+    ctx.fillText(X.title.text, (left + right) / 2, bottom + 26);
+    ctx.textAlign = "right"; ctx.textBaseline = "middle";
+    Y.tickvals.forEach((v, i) => tickText(ctx, Y.ticktext[i], left - 8, sy(v)));
+    ctx.save(); ctx.translate(left - 50, (top + bottom) / 2); ctx.rotate(-Math.PI / 2); ctx.textAlign = "center";
+    ctx.fillText(Y.title.text, 0, 0); ctx.restore();
+    ctx.save();
+    ctx.beginPath(); ctx.rect(left - 6, top - 6, right - left + 12, bottom - top + 12); ctx.clip();
+    let floor = null;
+    for (const t of data.filter((t) => t.xaxis === "x" + n)) {
+      const points = Array.from(t.x, (x, i) => [sx(x), sy(t.y[i])]);
+      const path = new Path2D();
+      if (t.mode === "markers") {
+        const open = t.marker.symbol.endsWith("-open");
+        for (const [x, y] of points) marker(path, t.marker.symbol.replace("-open", ""), x, y, t.marker.size / 2);
+        ctx.setLineDash([]); ctx.lineWidth = 2; ctx.strokeStyle = ctx.fillStyle = t.marker.color;
+        open ? ctx.stroke(path) : ctx.fill(path);
+      } else {
+        points.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
+        if (t.fill && floor) {
+          for (const [x, y] of floor.toReversed()) path.lineTo(x, y);
+          ctx.fillStyle = t.fillcolor; ctx.fill(path);
+        }
+        if (t.line.width) {
+          ctx.setLineDash(DASH[t.line.dash]); ctx.lineWidth = t.line.width; ctx.strokeStyle = t.line.color; ctx.stroke(path);
+        }
+        floor = points;
+      }
+    }
+    ctx.restore();
+  }
+  ctx.textAlign = "left"; ctx.textBaseline = "bottom"; ctx.fillStyle = layout.font.color;
+  for (const a of layout.annotations) {
+    ctx.font = `bold ${layout.font.size}px ${layout.font.family}`;
+    ctx.fillText(a.text.replace(/<\/?b>/g, ""), m.l + a.x * w, m.t - 6);
+  }
+}
+
+function legend(list, data) {
+  const key = JSON.stringify(data.map((t) => [t.name, t.mode]));
+  if (list.dataset.key === key) return;
+  list.dataset.key = key;
+  const shown = data.filter((t, i) => t.hoverinfo !== "skip" && data.findIndex((u) => u.name === t.name && u.hoverinfo !== "skip") === i);
+  list.replaceChildren(...shown.map((t) => {
+    const canvas = el("canvas", { width: 56, height: 28, ariaHidden: "true" });
+    canvas.style.cssText = "width:28px;height:14px";
+    const ctx = canvas.getContext("2d");
+    ctx.scale(2, 2);
+    ctx.strokeStyle = ctx.fillStyle = (t.line ?? t.marker).color;
+    const path = new Path2D();
+    if (t.mode === "lines") {
+      ctx.setLineDash(DASH[t.line.dash]); ctx.lineWidth = t.line.width;
+      path.moveTo(1, 7); path.lineTo(27, 7); ctx.stroke(path);
+    } else {
+      const open = t.marker.symbol.endsWith("-open");
+      if (data.some((u) => u.name === t.name && u.fill)) { ctx.globalAlpha = .22; ctx.fillRect(1, 2, 26, 10); ctx.globalAlpha = 1; }
+      marker(path, t.marker.symbol.replace("-open", ""), 14, 7, t.marker.size / 2);
+      ctx.lineWidth = 2;
+      open ? ctx.stroke(path) : ctx.fill(path);
+    }
+    return el("li", {}, canvas, t.name);
+  }));
+}
+
+// ---- the controls
+
+function control(spec, value, onMove, onRelease) {
+  const id = `nk-${++ids}`;
+  const index = Math.max(0, spec.values.findIndex((v) => v === value));
+  const output = el("output", { htmlFor: id });
+  const field = spec.slides
+    ? el("input", { type: "range", id, min: 0, max: spec.values.length - 1, step: 1, value: index })
+    : el("select", { id }, ...spec.values.map((v, i) => el("option", { value: i, textContent: spec.labels[i] })));
+  field.value = index;
+  field.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab takes b, d d and the arrows for the notebook
+  field.title = [spec.help, spec.slides ? RELEASE_KEYS : ""].filter(Boolean).join(" ");
+  const say = () => {
+    const text = `${spec.labels[field.value]}${spec.unit ? " " + spec.unit : ""}`;
+    if (spec.slides) { output.textContent = text; field.setAttribute("aria-valuetext", text); }
+  };
+  say();
+  if (spec.slides) {
+    let held = false;
+    field.addEventListener("pointerdown", () => (held = true));
+    field.addEventListener("input", () => { say(); onMove(); });
+    field.addEventListener("change", () => { if (held) onRelease(); held = false; });
+    field.addEventListener("keydown", (e) => {
+      const jump = { PageUp: 1, PageDown: -1 }[e.key];
+      if (!jump) return;
+      e.preventDefault();
+      field.value = Number(field.value) + jump * Math.max(1, Math.round((spec.values.length - 1) / 10));
+      field.dispatchEvent(new Event("input"));
+    });
+  } else field.addEventListener("change", onRelease);
+  return {
+    node: el("div", { className: "nk-control" }, el("label", { htmlFor: id, textContent: spec.label, title: spec.help }), output, field),
+    get value() { return spec.values[field.value]; },
+    set value(v) {
+      const at = spec.slides ? spec.values.reduce((best, u, i) => (Math.abs(u - v) < Math.abs(spec.values[best] - v) ? i : best), 0) : spec.values.indexOf(v);
+      field.value = at; say();
+      if (spec.slides && spec.values[at] !== v) output.textContent = `${v}${spec.unit ? " " + spec.unit : ""}`;
+    },
+  };
+}
+
+function render({ model, el: root }) {
+  const face = model.get("face");
+  const tag = el("span", { className: "nk-tag" });
+  const list = el("ul", { className: "nk-legend" });
+  list.setAttribute("aria-label", "Legend");
+  const canvas = el("canvas", {});
+  canvas.setAttribute("role", "img");
+  const rested = el("div", { className: "nk-plotly" });
+  const stage = el("div", { className: "nk-stage" }, canvas, rested);
+  const text = el("p", { className: "nk-text" });
+  text.setAttribute("aria-live", "polite");
+  const alert = el("div", { className: "nk-error" });
+  alert.setAttribute("role", "alert");
+
+  let seq = Date.now() * 1000, drawn = 0, inFlight = false, waiting = null, rest = null, Plotly = null, sent = 0, watchdog = null;
+
+  const send = (quality) => {
+    if (!model.comm_live && model.comm_live !== undefined) return lifeless();
+    const controls = Object.fromEntries(fields.map(([name, c]) => [name, c.value]));
+    waiting = { kind: "move", quality, controls };
+    flush();
+  };
+  const flush = () => {
+    if (inFlight || !waiting) return;
+    inFlight = true;
+    sent = ++seq;
+    model.send({ ...waiting, seq: sent });
+    waiting = null;
+    clearTimeout(watchdog); // a kernel that was restarted never answers: say so instead of waiting for ever
+    watchdog = setTimeout(() => { inFlight = false; lifeless(); }, 20000);
+  };
+  const lifeless = () => {
+    alert.textContent = "The kernel does not answer: this is the lab's saved picture, or a cell is still running. Run All brings it to life.";
+  };
+  const moved = () => {
+    stage.dataset.resting = "false";
+    clearTimeout(rest);
+    rest = setTimeout(released, REST_MS);
+    send("coarse");
+  };
+  const released = () => {
+    clearTimeout(rest);
+    send(face.streams ? "coarse" : "exact");
+  };
+  const fields = face.controls.map((spec) => [spec.name, control(spec, model.get("controls")[spec.name], moved, released)]);
+
+  const start = el("button", { textContent: "Train", type: "button" });
+  const stop = el("button", { textContent: "Stop", type: "button", disabled: true });
+  const progress = el("progress", { max: 1, value: 0 });
+  progress.setAttribute("aria-label", "Progress");
+  for (const b of [start, stop]) b.setAttribute("data-lm-suppress-shortcuts", "true");
+  start.addEventListener("click", () => { alert.textContent = ""; stage.dataset.resting = "false"; model.send({ kind: "start", seq: ++seq }); });
+  stop.addEventListener("click", () => model.send({ kind: "stop" }));
+
+  const width = () => Math.max(320, root.clientWidth || 800);
+  const settle = async (figure, at) => {
+    try { Plotly ??= await plotly(model); } catch { return; } // without plotly.js the canvas is the figure
+    if (at !== drawn || !stage.isConnected) return;
+    const icon = Plotly.Icons?.camera;
+    const layout = { ...structuredClone(figure.layout), width: width() };
+    const download = { name: "Download picture", title: "Download picture (SVG)", icon, click: () => Plotly.downloadImage(
+      { data: figure.data, layout: { ...figure.layout, showlegend: true, paper_bgcolor: "white", margin: { ...figure.layout.margin, b: 110 }, legend: { orientation: "h", y: -0.22 } } },
+      { format: "svg", width: 980, height: figure.layout.height + 80, filename: face.name }) };
+    await Plotly.react(rested, figure.data, layout, { ...face.config, responsive: false, modeBarButtonsToRemove: ["toImage"], modeBarButtonsToAdd: [download] });
+    if (at === drawn) stage.dataset.resting = "true";
+  };
+  const draw = () => {
+    const picture = model.get("picture");
+    if (!picture?.figure) { alert.textContent = picture?.error ?? ""; return; }
+    if (picture.seq >= sent) { inFlight = false; clearTimeout(watchdog); }
+    if (picture.seq < drawn) return flush();
+    drawn = picture.seq;
+    const figure = decoded(picture.figure);
+    stage.dataset.resting = "false";
+    paint(canvas, figure, width());
+    legend(list, figure.data);
+    tag.textContent = picture.running ? `running ${Math.round(100 * picture.done)} %` : picture.quality;
+    tag.dataset.quality = picture.quality;
+    alert.textContent = picture.error ?? "";
+    alert.title = picture.trace ?? "";
+    if (picture.text) { text.textContent = picture.text; canvas.setAttribute("aria-label", picture.text); }
+    progress.value = picture.done ?? 0;
+    start.disabled = !!picture.running;
+    stop.disabled = !picture.running;
+    Object.assign(stage.dataset, { seq: drawn, quality: picture.quality, controls: JSON.stringify(picture.controls) });
+    stage.dispatchEvent(new CustomEvent("nk-drawn", { bubbles: true, detail: drawn }));
+    flush();
+    if (!picture.running && (picture.quality !== "coarse" || face.streams)) settle(figure, drawn);
+  };
+  const placed = () => { if (!inFlight && !waiting) for (const [name, c] of fields) c.value = model.get("controls")[name]; };
+  model.on("change:picture", draw);
+  model.on("change:controls", placed);
+
+  root.classList.add("nk-lab");
+  root.setAttribute("role", "group");
+  root.setAttribute("aria-label", face.title);
+  root.append(
+    el("div", { className: "nk-head" }, el("strong", { textContent: face.title }), tag),
+    el("div", { className: "nk-controls" }, ...fields.map(([, c]) => c.node)),
+    ...(face.streams ? [el("div", { className: "nk-run" }, start, stop, progress)] : []),
+    list, stage, text, alert,
+  );
+  let last = 0;
+  const resize = new ResizeObserver(() => { if (Math.abs(width() - last) > 1) { last = width(); draw(); } });
+  resize.observe(root);
+  return () => { resize.disconnect(); model.off("change:picture", draw); model.off("change:controls", placed); clearTimeout(rest); clearTimeout(watchdog); };
+}
+
+export default { render };
