@@ -18,7 +18,7 @@ _LAZY = {
     "depth": "normkit.depth",
     "labs": "normkit.lab",
     "layers": "normkit.layers",
-    "probe": "normkit.probe",
+    "probe": "normkit.probing",
 }
 __all__ = ["__version__", *_LAZY]
 
@@ -27,7 +27,7 @@ def __getattr__(name):
     if name not in _LAZY:
         raise AttributeError(f"module 'normkit' has no attribute {name!r}; it has {', '.join(__all__)}")
     module = importlib.import_module(_LAZY[name])
-    value = module if _LAZY[name] == f"normkit.{name}" and name != "probe" else getattr(module, name)
+    value = module if _LAZY[name] == f"normkit.{name}" else getattr(module, name)
     globals()[name] = value
     return value
 
