@@ -1,0 +1,299 @@
+"""Claims about signals at initialization: forward variance, gradients and fixed points. Thresholds: paper or law."""
+
+import numpy as np
+
+from normkit.depth import activations, laws
+from normkit.depth.experiment import residual_profile
+from normkit.ledger import claim
+from normkit.rng import stream
+
+PERI = {"paper": "Peri-LN", "arxiv": "2502.02732"}
+MIX = {"paper": "Mix-LN", "arxiv": "2412.13795"}
+CURSE = {"paper": "Curse of Depth", "arxiv": "2502.05795"}
+RESIDUAL = {"paper": "On residual network depth", "arxiv": "2510.03470"}
+SNN = {"paper": "Self-normalizing networks", "arxiv": "1706.02515"}
+ELU = {"paper": "ELU", "arxiv": "1511.07289"}
+SUBLAYERS = ("linear", "mlp", "attention")
+LAYERS = 64
+
+
+def profile(placement, sublayer, seed, layers=LAYERS, width=128, tokens=16):
+    """(variance, gradient) of one random net, both (layers+1,)."""
+    found = residual_profile(
+        placement, layers=layers, width=width, tokens=tokens, sublayer=sublayer, seeds=1, seed=seed, dtype=np.float64
+    )
+    return found.variance[0], found.gradient[0]
+
+
+def slope(x, y):
+    """Least-squares slope of y on x."""
+    x = x - x.mean()
+    return x @ (y - y.mean()) / (x @ x)
+
+
+def growth_exponent(variance):
+    """p of Var(x_l) - Var(x_0) ~ l^p, by least squares on logarithms over the deep half."""
+    depth = np.arange(len(variance) // 2, len(variance))
+    return slope(np.log(depth), np.log(variance[depth] - variance[0]))
+
+
+def exponential_over_power(variance):
+    """log ratio of residual sums of squares: log Var fitted by log(1+l), over fitted by l; > 0: the exponential fits better.
+
+    Over l >= 1: the first step away from the embedding belongs to neither law.
+    """
+    y, depth = np.log(variance[1:]), np.arange(1, len(variance))
+
+    def misfit(x):
+        return np.sum((y - y.mean() - slope(x, y) * (x - x.mean())) ** 2)
+
+    return np.log(misfit(np.log1p(depth)) / misfit(depth.astype(float)))
+
+
+def log_spread(gradient):
+    """Standard deviation over layers of log mean-square gradient: 0 for a uniform profile."""
+    return np.log(gradient).std()
+
+
+@claim(
+    id="control-null",
+    arxiv="",
+    paper="(null control)",
+    statement="A known falsehood: the first of two nets drawn from the same law has the larger output variance",
+    regimes=("pre", "peri", "layernorm_scaling"),
+    statistic="log variance ratio at layer 16, net 1 over net 2",
+    direction=">",
+    threshold=0.0,
+    seeds=40,
+    budget_s=5,
+)
+def control(seed):
+    pairs = [[profile(p, "linear", 2 * seed + k, layers=16)[0][-1] for k in (0, 1)] for p in control.regimes]
+    return [np.log(first / second) for first, second in pairs]
+
+
+@claim(
+    **PERI,
+    id="peri-ln-linear-variance",
+    statement="With Peri-LN the stream's variance grows linearly with depth at initialization",
+    regimes=SUBLAYERS,
+    statistic="exponent of variance growth over the deep half of 64 layers",
+    direction="within",
+    threshold=(0.9, 1.1),
+    seeds=40,
+    budget_s=10,
+)
+def peri_linear(seed):
+    return [growth_exponent(profile("peri", s, seed)[0]) for s in SUBLAYERS]
+
+
+@claim(
+    **MIX,
+    id="pre-ln-deep-gradients-shrink",
+    statement="With Pre-LN gradients are smaller in deep layers than in early ones, at most half",
+    regimes=SUBLAYERS,
+    statistic="log mean-square gradient, stream at layer 60 over layer 4",
+    direction="<",
+    threshold=float(np.log(0.5)),
+    seeds=40,
+    budget_s=10,
+)
+def pre_deep_gradients(seed):
+    return [np.log(g[-5] / g[4]) for _, g in (profile("pre", s, seed) for s in SUBLAYERS)]
+
+
+@claim(
+    **MIX,
+    id="post-ln-early-gradients-vanish",
+    statement="With Post-LN gradients vanish toward the early layers: they are at most half of those in deep layers",
+    regimes=SUBLAYERS,
+    statistic="log mean-square gradient, stream at layer 4 over layer 60",
+    direction="<",
+    threshold=float(np.log(0.5)),
+    seeds=40,
+    budget_s=10,
+)
+def post_early_gradients(seed):
+    return [np.log(g[4] / g[-5]) for _, g in (profile("post", s, seed) for s in SUBLAYERS)]
+
+
+@claim(
+    **MIX,
+    id="mix-ln-uniform-gradients",
+    statement="Mix-LN makes gradients more uniform over layers than Pre-LN and than Post-LN (here: at initialization)",
+    regimes=("vs pre, mlp", "vs post, mlp", "vs pre, attention", "vs post, attention"),
+    statistic="spread over layers of the log stream gradient, Mix-LN minus the other",
+    direction="<",
+    threshold=0.0,
+    seeds=40,
+    budget_s=15,
+)
+def mix_uniform(seed):
+    spread = {(p, s): log_spread(profile(p, s, seed)[1]) for p in ("mix", "pre", "post") for s in SUBLAYERS[1:]}
+    return [spread["mix", s] - spread[p, s] for s in SUBLAYERS[1:] for p in ("pre", "post")]
+
+
+@claim(
+    **CURSE,
+    id="pre-ln-exponential-variance",
+    statement="With Pre-LN the stream's variance grows exponentially with depth (here: at initialization)",
+    regimes=SUBLAYERS,
+    statistic="log misfit ratio, power law over exponential, layers 1 to 64",
+    direction=">",
+    threshold=0.0,
+    seeds=40,
+    budget_s=10,
+)
+def pre_exponential(seed):
+    return [exponential_over_power(profile("pre", s, seed)[0]) for s in SUBLAYERS]
+
+
+@claim(
+    **CURSE,
+    id="lns-at-least-linear",
+    statement="With LayerNorm Scaling the variance still grows at least linearly with depth (the paper's lower bound)",
+    regimes=SUBLAYERS,
+    statistic="exponent of variance growth over the deep half of 64 layers",
+    direction=">",
+    threshold=0.9,
+    seeds=40,
+    budget_s=10,
+)
+def lns_at_least_linear(seed):
+    return [growth_exponent(profile("layernorm_scaling", s, seed)[0]) for s in SUBLAYERS]
+
+
+@claim(
+    **CURSE,
+    id="lns-mitigates-variance",
+    statement="LayerNorm Scaling holds the output variance below that of Pre-LN (here: at initialization)",
+    regimes=SUBLAYERS,
+    statistic="log variance ratio at layer 64, LayerNorm Scaling over Pre-LN",
+    direction="<",
+    threshold=0.0,
+    seeds=40,
+    budget_s=15,
+)
+def lns_below_pre(seed):
+    return [np.log(profile("layernorm_scaling", s, seed)[0][-1] / profile("pre", s, seed)[0][-1]) for s in SUBLAYERS]
+
+
+@claim(
+    **RESIDUAL,
+    id="unscaled-residual-explodes",
+    statement="Without norms or scaling the signal explodes with the number of paths, 2^L: twice the variance a layer",
+    regimes=("linear", "mlp"),
+    statistic="slope of log2 variance per layer",
+    direction="within",
+    threshold=(0.9, 1.1),
+    seeds=40,
+    budget_s=10,
+)
+def residual_explodes(seed):
+    return [slope(np.arange(LAYERS + 1.0), np.log2(profile("none", s, seed)[0])) for s in ("linear", "mlp")]
+
+
+@claim(
+    **RESIDUAL,
+    id="scaled-residual-tamed",
+    statement="Scaling every branch by 1/sqrt(L) or 1/L keeps the output variance independent of depth, within 10 %",
+    regimes=("1/sqrt(L)", "1/L"),
+    statistic="log variance ratio, output of 256 layers over output of 64 layers",
+    direction="within",
+    threshold=(-0.1, 0.1),
+    seeds=40,
+    budget_s=20,
+)
+def scaled_tamed(seed):
+    outputs = [[profile(p, "mlp", seed, layers=n)[0][-1] for n in (256, 64)] for p in ("scaled_sqrt_l", "scaled_l")]
+    return [np.log(deep / shallow) for deep, shallow in outputs]
+
+
+def feedforward(activation, seed, *, layers=32, width=256, batch=64, variance=1.0, gain=1.0):
+    """Activations of a plain net, (batch, width) a layer; weights N(0, gain/width), inputs N(0, variance)."""
+    draws = stream(seed, "feedforward")
+    x = draws.normal(0, np.sqrt(variance), (batch, width))
+    found = []
+    for _ in range(layers):
+        x = activation(x @ draws.normal(0, np.sqrt(gain / width), (width, width)))
+        found.append(x)
+    return found
+
+
+@claim(
+    **SNN,
+    id="selu-unit-variance",
+    statement="SELU nets with LeCun weights pull any activation variance to 1: into the paper's domain, 0.8 to 1.5",
+    regimes=("from variance 1", "from variance 16", "from variance 0.02"),
+    statistic="variance over units and samples at layer 32",
+    direction="within",
+    threshold=(0.8, 1.5),
+    seeds=40,
+    budget_s=15,
+)
+def selu_unit_variance(seed):
+    return [feedforward(activations.selu, seed, variance=v)[-1].var() for v in (1.0, 16.0, 0.02)]
+
+
+@claim(
+    **SNN,
+    id="selu-bounded-variance",
+    statement="SELU nets can neither explode nor vanish for any sum of squared weights in 0.8 to 1.25: 0.16 < Var < 3",
+    regimes=("0.8 from 16", "0.8 from 0.02", "1.25 from 16", "1.25 from 0.02"),
+    statistic="variance over units and samples at layer 32, by sum of squared weights and input variance",
+    direction="within",
+    threshold=(0.16, 3.0),
+    seeds=40,
+    budget_s=30,
+)
+def selu_bounded(seed):
+    corners = [(gain, variance) for gain in (0.8, 1.25) for variance in (16.0, 0.02)]
+    return [feedforward(activations.selu, seed, gain=g, variance=v)[-1].var() for g, v in corners]
+
+
+@claim(
+    **SNN,
+    id="selu-fixed-point-robust",
+    statement="Perturbed weights move the fixed point of SELU nets little: 32 layers on, variances stay within 0.8 to 1.5",
+    regimes=("sum w^2 = 0.8", "sum w^2 = 0.95", "sum w^2 = 1", "sum w^2 = 1.1", "sum w^2 = 1.25"),
+    statistic="variance after 32 steps of the map, from mean +-0.1, variance 0.8 to 1.5, sum w +-0.1",
+    direction="within",
+    threshold=(0.8, 1.5),
+    seeds=40,
+    budget_s=5,
+)
+def selu_robust(seed):
+    draws, found = stream(seed, "selu start"), []
+    for square in (0.8, 0.95, 1.0, 1.1, 1.25):
+        mean, variance = draws.uniform(-0.1, 0.1), draws.uniform(0.8, 1.5)
+        for _ in range(32):
+            mean, variance = laws.selu_map(mean, variance, draws.uniform(-0.1, 0.1), square)
+        found.append(variance)
+    return found
+
+
+@claim(
+    **ELU,
+    id="elu-mean-nearer-zero",
+    statement="Negative values let ELU push mean activations nearer to zero than ReLU does",
+    regimes=("layer 1", "layer 8"),
+    statistic="log ratio of the mean absolute unit mean over a batch, ELU over ReLU, relative to the rms activation",
+    direction="<",
+    threshold=0.0,
+    seeds=40,
+    budget_s=5,
+)
+def elu_mean(seed):
+    def shift(x):  # the part of the activations that is bias, not signal
+        return np.abs(x.mean(0)).mean() / np.sqrt(np.mean(x**2))
+
+    mean, variance = laws.elu_moments()  # each activation with the weights that keep N(0, 1) at unit power
+    elu = feedforward(activations.elu, seed, layers=8, gain=float(1 / (variance + mean**2)))
+    relu = feedforward(activations.relu, seed, layers=8, gain=2.0)
+    return [np.log(shift(elu[k]) / shift(relu[k])) for k in (0, 7)]
+
+
+_mean, _variance = laws.elu_moments()
+ELU_SECOND_MOMENT = float(
+    _variance + _mean**2
+)  # .6448 under N(0,1): weights 1/.6448 as large keep it at the first layer
