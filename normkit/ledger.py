@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,10 +77,12 @@ class Claim:
 
     @property
     def definition(self) -> str:
-        """A short hash of everything that decides the verdict, the sample function's source included."""
+        """A short hash of what decides the verdict: the fields and the source of `sample` (not of what it calls)."""
         deciding = ("id", "statement", "regimes", "direction", "threshold", "seeds", "alpha")
         parts = [str(getattr(self, name)) for name in deciding]
-        return hashlib.sha256("\n".join([*parts, inspect.getsource(self.sample)]).encode()).hexdigest()[:12]
+        decorator = re.compile(r"\A@.*?^(?=\s*def )", re.DOTALL | re.MULTILINE)
+        source = decorator.sub("", inspect.getsource(self.sample).lstrip())
+        return hashlib.sha256("\n".join([*parts, source]).encode()).hexdigest()[:12]
 
 
 def claim(**fields) -> Callable[[Callable], Claim]:

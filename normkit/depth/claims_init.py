@@ -38,7 +38,7 @@ def growth_exponent(variance):
 
 
 def exponential_over_power(variance):
-    """log ratio of residual sums of squares: log Var fitted by log(1+l), over fitted by l; > 0: the exponential fits better.
+    """log of the misfit of log Var on log(1+l) over that on l, as sums of squares; > 0: the exponential fits better.
 
     Over l >= 1: the first step away from the embedding belongs to neither law.
     """
@@ -254,7 +254,7 @@ def selu_bounded(seed):
 @claim(
     **SNN,
     id="selu-fixed-point-robust",
-    statement="Perturbed weights move the fixed point of SELU nets little: 32 layers on, variances stay within 0.8 to 1.5",
+    statement="Perturbed weights do not push SELU nets off: 32 layers on, variances stay within 0.8 to 1.5",
     regimes=("sum w^2 = 0.8", "sum w^2 = 0.95", "sum w^2 = 1", "sum w^2 = 1.1", "sum w^2 = 1.25"),
     statistic="variance after 32 steps of the map, from mean +-0.1, variance 0.8 to 1.5, sum w +-0.1",
     direction="within",
