@@ -1,6 +1,7 @@
 """The `normkit` command. Each command imports what it needs when it runs, so that `normkit --help` is quick."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -43,5 +44,58 @@ def doctor(
     raise typer.Exit(int(doctor.core_is_broken(findings)))
 
 
-if __name__ == "__main__":
-    app()
+@app.command()
+def claims(
+    as_json: JSON = False,
+    only: Annotated[str | None, typer.Option(help="Run one claim, by its id.")] = None,
+    theme: Annotated[str | None, typer.Option(help="Run one theme's claims, e.g. depth.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the verdicts into data/ledger.json.")] = False,
+):
+    """Run the papers' claims and print a verdict for each; exit code 1 if a claim raised an error."""
+    from normkit import ledger
+
+    raise typer.Exit(ledger.main(json_output=as_json, only=only, theme=theme, write=write))
+
+
+@app.command()
+def bench(
+    as_json: JSON = False,
+    only: Annotated[str | None, typer.Option(help="Run one piece of work, by its name.")] = None,
+):
+    """Time normkit beside its peers and the copy bandwidth, after checking every variant against float64."""
+    from normkit import bench
+
+    raise typer.Exit(bench.main(json_output=as_json, only=only))
+
+
+@app.command()
+def probe(
+    source: Annotated[str, typer.Argument(help="Folder of a Hugging Face model, or a package that ships one.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text to probe on; repeat it for more runs.")] = None,
+    as_json: JSON = False,
+):
+    """Measure a real model layer by layer (mean over the texts): variance, gradient, update, norm, angle, entropy."""
+    import normkit
+    from normkit.files import text as sentences
+    from normkit.probing.folder import load
+
+    try:
+        model, tokenizer = load(source)
+        batch = tokenizer(text or sentences()[:8], return_tensors="pt", padding=True, truncation=True)
+        profile = normkit.probe(model, batch, name=source)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps(profile.to_dict(), indent=1) if as_json else _table(profile))
+
+
+def _table(profile):
+    """One line a layer; a quantity of the step from layer l to l+1 stands on line l."""
+    from normkit.profile import QUANTITIES
+
+    means = {q: getattr(profile, q).mean(0) for q in QUANTITIES if getattr(profile, q) is not None}
+    lines = [repr(profile), "layer " + "".join(f"{q:>12}" for q in means)]
+    for layer in range(profile.layers + 1):
+        cells = (f"{m[layer]:12.4g}" if layer < len(m) else " " * 12 for m in means.values())
+        lines.append(f"{layer:5} " + "".join(cells))
+    return "\n".join(lines)

@@ -28,6 +28,7 @@ CHROMIUM_HELP = (
     "Debian/Ubuntu: apt-get install chromium; macOS: brew install --cask chromium; elsewhere install Chrome or "
     f"Chromium; or set {CHROMIUM_VARIABLE} to the path of one"
 )
+_PACKAGE = Path(__file__).resolve().parent
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _BROWSER_PATHS = (
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
@@ -80,7 +81,7 @@ def write_overrides(prefix: str | Path = sys.prefix) -> Path:
 
 def examine() -> list[Finding]:
     """Everything that the report shows, in its order."""
-    return [_python(), *_packages(), _data(), _numba(), _gpu(), _browser(), _jupyter()]
+    return [_python(), _data(), *_packages(), _numba(), _gpu(), _browser(), _jupyter()]
 
 
 def core_is_broken(findings: list[Finding]) -> bool:
@@ -113,11 +114,19 @@ def _python():
 
 
 def _packages():
+    return [f for line in _requirements() if (f := _package(line)) is not None]
+
+
+def _requirements():
+    """The package's own list, in the form of its metadata; a checkout that is not installed is asked for its ranges."""
     try:
-        listed = importlib.metadata.requires("normkit") or []
+        return importlib.metadata.requires("normkit") or []
     except importlib.metadata.PackageNotFoundError:
-        return [Finding("core", "normkit", "missing", "runs from a folder, is not installed", "python run.py setup")]
-    return [f for line in listed if (f := _package(line)) is not None]
+        import tomllib
+
+        project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = project["optional-dependencies"].items()
+        return [*project["dependencies"], *(f"{line}; extra == '{name}'" for name, part in extras for line in part)]
 
 
 def _package(line):
