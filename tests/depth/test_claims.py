@@ -1,0 +1,162 @@
+"""The depth claims: their statistics against exact laws, the null control's rate, and the ledger file against both."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from normkit import ledger
+from normkit.depth import activations, claims_init, exact_profile, laws
+from normkit.depth.claims import CLAIMS
+from normkit.files import data_path
+from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
+
+CHEAP_S = 5  # claims of this budget are run again here
+PAPERS = {
+    "2502.02732": "Peri-LN",
+    "2412.13795": "Mix-LN",
+    "2502.05795": "Curse of Depth",
+    "2510.03470": "On residual network depth",
+    "1706.02515": "Self-normalizing networks",
+    "1511.07289": "ELU",
+    "2305.14858": "Pre-RMSNorm",
+    "2507.02559": "LayerNorm removal",
+    "2601.22966": "Residual sinks",
+    "2107.11817": "WideNet",
+    "2410.10672": "Matrix Nuclear-Norm",
+}
+LEDGER = ledger.load()
+BY_ID = {c.id: c for c in CLAIMS}
+
+
+# ---- definitions ----------------------------------------------------------------------------------------------------
+
+
+def test_every_paper_of_the_theme_has_a_claim():
+    assert {c.arxiv: c.paper for c in CLAIMS if c.arxiv} == PAPERS
+
+
+def test_every_cited_paper_is_in_the_bibliography():
+    bibliography = data_path("references.bib").read_text(encoding="utf-8")
+    assert [arxiv for arxiv in PAPERS if arxiv not in bibliography] == []
+
+
+def test_ids_are_unique_and_typable():
+    assert len(BY_ID) == len(CLAIMS)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", id) for id in BY_ID)
+
+
+def test_there_is_a_null_control_of_three_regimes():
+    (control,) = [c for c in CLAIMS if not c.arxiv]
+    assert control.id == "control-null"
+    assert len(control.regimes) == 3
+
+
+# ---- statistics on curves whose answer is known ---------------------------------------------------------------------
+
+DEPTH = np.arange(65.0)
+
+
+def test_slope_is_the_least_squares_line():
+    y = np.sin(DEPTH) + 0.3 * DEPTH
+    assert claims_init.slope(DEPTH, y) == pytest.approx(np.polyfit(DEPTH, y, 1)[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_growth_exponent_is_that_of_the_power_law(power):
+    assert claims_init.growth_exponent(3 + 2 * DEPTH**power) == pytest.approx(power, rel=1e-12)
+
+
+def test_growth_exponent_of_the_laws():
+    assert claims_init.growth_exponent(laws.variance("peri", 64)) == pytest.approx(1.0, rel=1e-9)
+    # H_l grows as log l: local exponent 1/H_l, between 1/H_64 = .21 and 1/H_32 = .25
+    assert 0.21 < claims_init.growth_exponent(laws.variance("layernorm_scaling", 64)) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("curve", "exponential"),
+    [
+        (laws.variance("pre", 64), False),
+        (laws.variance("layernorm_scaling", 64), False),
+        (laws.paper_recursion(64), False),  # the paper's own recursion: quadratic
+        (laws.variance("none", 64), True),
+        (1.1**DEPTH, True),
+    ],
+)
+def test_misfits_tell_exponential_from_power(curve, exponential):
+    ripple = np.exp(0.01 * np.sin(DEPTH))  # an exact law has no misfit to take the logarithm of
+    assert (claims_init.exponential_over_power(curve * ripple) > 0) == exponential
+
+
+def test_log_spread():
+    assert claims_init.log_spread(np.full(9, 7.0)) == pytest.approx(0.0, abs=1e-15)
+    assert claims_init.log_spread(np.array([1.0, math.e**2])) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_feedforward_nets_follow_the_moment_map():
+    layers = claims_init.feedforward(activations.selu, 0, layers=3, width=512, batch=256, variance=4.0)
+    mean, variance = 0.0, 4.0
+    for x in layers:
+        mean, variance = laws.selu_map(mean, variance)
+        # 512 units, whose pre-activation variances share the batch's norms: spread about sqrt(2/512) of the variance
+        assert x.var() == pytest.approx(variance, rel=5 * math.sqrt(2 / 512))
+    x, y = (claims_init.feedforward(activations.relu, 3, layers=n, width=16, gain=2.0) for n in (2, 5))
+    np.testing.assert_array_equal(x[1], y[1])
+
+
+# ---- the null control -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regimes", [1, 3])
+def test_the_null_control_is_given_a_verdict_with_probability_alpha_at_most(regimes):
+    alpha, seeds, sets = BY_ID["control-null"].alpha, BY_ID["control-null"].seeds, 4000
+    names = BY_ID["control-null"].regimes[:regimes]
+
+    def output(name, seed):
+        profile = exact_profile(name, layers=16, width=128, seeds=sets * seeds, seed=seed)
+        return np.log(profile.variance[:, -1]).reshape(sets, seeds)
+
+    samples = np.stack([output(name, 2 * k) - output(name, 2 * k + 1) for k, name in enumerate(names)], axis=-1)
+    mean, low, high = interval(samples, alpha)
+    false = np.mean(decide(sides(low, high, (0.0, math.inf))) != VERDICTS.index("not shown at toy scale"))
+    assert mean.std() > 0
+    assert false <= alpha + 4 * math.sqrt(alpha / sets)  # 4 standard errors of a binomial share
+
+
+# ---- the ledger file ------------------------------------------------------------------------------------------------
+
+
+def test_the_file_holds_every_claim_and_no_other():
+    assert set(LEDGER) == set(BY_ID)
+
+
+@pytest.mark.parametrize("id", BY_ID)
+def test_the_file_was_made_from_the_present_definition(id):
+    claim, verdict = BY_ID[id], LEDGER[id]
+    assert verdict.definition == claim.definition
+    assert (verdict.seeds, [r.name for r in verdict.regimes]) == (claim.seeds, list(claim.regimes))
+    assert {"python", "numpy", "normkit", "torch"} <= set(verdict.versions)
+
+
+@pytest.mark.parametrize("id", BY_ID)
+def test_each_verdict_in_the_file_follows_from_its_intervals(id):
+    verdict = LEDGER[id]
+    low, high = (np.array([getattr(r, end) for r in verdict.regimes]) for end in ("low", "high"))
+    codes = sides(low, high, BY_ID[id].region)
+    assert [SIDES[code] for code in codes] == [r.side for r in verdict.regimes]
+    assert verdict.verdict == VERDICTS[decide(codes)]
+
+
+@pytest.mark.parametrize("id", [c.id for c in CLAIMS if c.budget_s <= CHEAP_S])
+def test_a_cheap_claim_gives_the_same_again(id):
+    again, kept = ledger.run(id), LEDGER[id]
+    assert again.error is None
+    assert again.verdict == kept.verdict
+    for new, old in zip(again.regimes, kept.regimes, strict=True):
+        # float64 throughout: another BLAS changes the last digits only
+        assert [new.effect, new.low, new.high] == pytest.approx([old.effect, old.low, old.high], rel=1e-6, abs=1e-9)
+
+
+def test_the_null_control_got_no_verdict():
+    assert LEDGER["control-null"].verdict == "not shown at toy scale"
