@@ -9,9 +9,8 @@ _LAZY = {
     "PLACEMENTS": "normkit.depth.placement",
     "exact_profile": "normkit.depth.exact",
     "residual_profile": "normkit.depth.experiment",
-    **{
-        name: None
-        for name in (
+    **dict.fromkeys(
+        (
             "activations",
             "claims",
             "equivalence",
@@ -26,7 +25,7 @@ _LAZY = {
             "training",
             "transformer",
         )
-    },
+    ),
 }
 __all__ = sorted(_LAZY)
 

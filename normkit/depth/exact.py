@@ -1,10 +1,11 @@
 """Norms of stream and gradient of thousands of random nets, exact in law, from a few random numbers a layer.
 
-One token, branches W h or W2 relu(W1 h). Given h, a fresh Gaussian matrix gives W h ~ N(0, |h|^2/d I): only the part along x
-and the length of the rest matter for |x + W h|. Of a ReLU layer's m units K ~ Binomial(m, 1/2) are on, |relu|^2 ~ chi2_K.
+One token, branches W h or W2 relu(W1 h). Given h, a fresh Gaussian matrix gives W h ~ N(0, |h|^2/d I): only its part
+along x and the length of the rest matter for |x + W h|. Of a ReLU layer's m units K ~ Binomial(m, 1/2) are on, and
+|relu|^2 ~ chi2_K.
 
-Backward, given W h = y, W^T g = h (y.g)/|h|^2 + a fresh Gaussian orthogonal to h, so the state is |g| and g.x. Given x_{l+1},
-the way up (g_{l+1}) is independent of the way down (x_l), whose direction around x_{l+1} is uniform.
+Backward, given W h = y, W^T g is h (y.g)/|h|^2 plus a fresh Gaussian orthogonal to h, so that the state is |g| and g.x.
+Given x_{l+1}, the way up (g_{l+1}) is independent of the way down (x_l), whose direction around x_{l+1} is uniform.
 """
 
 import numpy as np
@@ -18,7 +19,8 @@ def exact_profile(placement, *, layers=64, width=128, sublayer="linear", seeds=1
     """Variance and gradient, (seeds, layers+1), with the joint law over l of `residual_profile` at tokens=1, eps=0.
 
     sublayer "linear" or "mlp" (ReLU, hidden size = width). Not a mean-field limit: finite-width fluctuations, their
-    correlation over depth and between variance and gradient are those of real nets. Layer k's draws don't depend on `layers`.
+    correlation over depth and between variance and gradient are those of real nets. variance[:, :k] does not depend on
+    `layers` (but for rules that use L).
     Raises ValueError for unknown names, layers or seeds < 1, width < 3, or overflow.
     """
     placement = check(placement, layers)
@@ -28,20 +30,19 @@ def exact_profile(placement, *, layers=64, width=128, sublayer="linear", seeds=1
     gain = np.prod(weight_scales(placement, layers, 1 if sublayer == "linear" else 2)) ** 2
     rules = [rule(placement, layer, layers, mix=mix) for layer in range(layers)]
 
-    start = stream(seed, "exact", "ends")
-    square = _chi2(start, width, seeds)  # |x|^2
+    forward, backward = stream(seed, "exact", "forward"), stream(seed, "exact", "backward")
+    square = _chi2(forward, width, seeds)  # |x|^2
     squares, kept = [square], []
     with np.errstate(over="ignore", invalid="ignore"):
-        for layer, here in enumerate(rules):
-            square, tape = _forward(square, here, gain, width, sublayer, stream(seed, "exact", "forward", layer))
+        for here in rules:
+            square, tape = _forward(square, here, gain, width, sublayer, forward)
             squares.append(square)
             kept.append(tape)
-        along = start.standard_normal(seeds)  # g.x/|x| at the top
-        total = along**2 + _chi2(start, width - 1, seeds)  # |g|^2
+        along = backward.standard_normal(seeds)  # g.x/|x| at the top
+        total = along**2 + _chi2(backward, width - 1, seeds)  # |g|^2
         gradients = [total]
         for layer in reversed(range(layers)):
-            draws = stream(seed, "exact", "backward", layer)
-            total, along = _backward(total, along, squares[layer], rules[layer], gain, width, kept[layer], draws)
+            total, along = _backward(total, along, squares[layer], rules[layer], gain, width, kept[layer], backward)
             gradients.append(total)
     meta = {"placement": placement, "sublayer": sublayer, "layers": layers, "width": width, "mix": mix, "seed": seed}
     return Profile(placement, np.stack(squares, 1) / width, np.stack(gradients[::-1], 1) / width, meta=meta)
@@ -52,7 +53,7 @@ def _forward(square, here, gain, width, sublayer, draws):
     h2 = here.input_scale**2 * (width if here.norm_input else square)
     active, chi_active = None, width / 2
     if sublayer == "mlp":
-        active = draws.binomial(width, 0.5, square.shape)
+        active = _coins(draws, width, square.shape)
         chi_active = _chi2(draws, active)
     deviation = np.sqrt(gain * h2 * chi_active * 2) / width
     along = deviation * draws.standard_normal(square.shape)  # y.x/|x|
@@ -95,6 +96,13 @@ def _backward(total, along, square, here, gain, width, kept, draws):
 def _ratio(a, b):
     """a/b, and 0 where b is 0: a branch that returns nothing sends nothing back."""
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b))), where=np.not_equal(b, 0))
+
+
+def _coins(draws, width, shape):
+    """Binomial(width, 1/2) as the number of ones among `width` random bits, ten times as fast as the sampler."""
+    bits = draws.integers(0, 2**64, (*shape, -(-width // 64)), dtype=np.uint64)
+    bits[..., -1] >>= np.uint64(-width % 64)
+    return np.bitwise_count(bits).sum(-1, dtype=np.int64)
 
 
 def _chi2(draws, degrees, size=None):

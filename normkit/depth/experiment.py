@@ -9,10 +9,13 @@ from collections import OrderedDict
 
 import numpy as np
 
-from normkit.depth.activations import ACTIVATIONS
+from normkit.depth.activations import ACTIVATIONS, second_moment
+from normkit.depth.exact import exact_profile
 from normkit.depth.placement import check, check_count, pick, rule, weight_scales
 from normkit.profile import Profile
 from normkit.rng import stream
+
+__all__ = ["exact_profile", "residual_profile"]
 
 EPS = 1e-6  # of the RMSNorm, inside the root
 MATRICES = {"linear": 1, "mlp": 2, "attention": 4}
@@ -35,13 +38,13 @@ def residual_profile(
 ) -> Profile:
     """Variance and gradient of `seeds` random residual nets, both (seeds, layers+1).
 
-    sublayer: "linear" W h; "mlp" W2 phi(W1 h), hidden size = width; "attention" W_O softmax(q k / sqrt(width/heads)) v over
-    all tokens, no mask. Weights N(0, 1/fan_in), those after phi times 1/E phi(z)^2 (2 for ReLU), so that a unit-variance
-    input gives a unit-variance output of linear and mlp; DeepNorm and Fixup rescale them as placement.weight_scales says.
+    sublayer: "linear" W h; "mlp" W2 phi(W1 h), hidden size = width; "attention" W_O softmax(q k / sqrt(width/heads)) v
+    over all tokens, no mask. Weights N(0, 1/fan_in), those after phi N(0, 1/(fan_in E phi(z)^2)) (He's 2/fan_in for
+    ReLU), so that linear and mlp keep a unit variance; DeepNorm and Fixup rescale them (placement.weight_scales).
     Norms are RMSNorm without gain, eps 1e-6. Input x_0 ~ N(0,1), (tokens, width), another one for every run.
     variance[:, l] is the mean square of x_l, gradient[:, l] that of dl/dx_l for l = <x_L, g>, g ~ N(0,1).
     A run does not depend on how many others there are, nor its layer k on `layers` (but for rules that use L).
-    Raises ValueError for unknown names, layers, tokens or seeds < 1, width < 2, heads that do not divide width, overflow.
+    Raises ValueError for unknown names, layers, tokens, seeds < 1, width < 2, heads that do not divide width, overflow.
     """
     placement = check(placement, layers)
     check_count("width", width, 2, "the RMSNorm of a single number is its sign")
@@ -197,13 +200,6 @@ def _branch(sublayer, activation, heads, scales):
     if sublayer == "linear":
         return _Linear(scales)
     return _MLP(scales, activation) if sublayer == "mlp" else _Attention(scales, heads)
-
-
-def second_moment(activation):
-    """E phi(z)^2 for z ~ N(0, 1)."""
-    z = np.linspace(-12, 12, 4801)  # the trapezoid rule is exact to rounding for what is smooth but at 0, a node
-    density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-    return float((ACTIVATIONS[activation][0](z) ** 2 * density).sum() * (z[1] - z[0]))
 
 
 def _scaled(x, scale):

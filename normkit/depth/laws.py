@@ -16,8 +16,8 @@ from normkit.depth.placement import check, check_count, rule, weight_scales
 def variance(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
     """Var(x_0), ..., Var(x_L) for independent branches with Var f(h) = gain Var(h); shape (layers+1,), float64.
 
-    none (1+gain)^l; pre 1 + gain l; peri 1 + l; post and deepnorm 1; mix 1, then pre; layernorm_scaling 1 + gain H_l, with
-    H_l the harmonic number; scaled_sqrt_l (1+gain/L)^l; scaled_l (1+gain/L^2)^l; skipinit and fixup 1.
+    none (1+gain)^l; pre 1 + gain l; peri 1 + l; post and deepnorm 1; mix 1, then pre; layernorm_scaling 1 + gain H_l,
+    with H_l the harmonic number; scaled_sqrt_l (1+gain/L)^l; scaled_l (1+gain/L^2)^l; skipinit and fixup 1.
     Exact for a linear or He-initialized ReLU branch in expectation. Attention mixes tokens: see `attention_variance`.
     Raises ValueError for an unknown placement, layers < 1, negative or non-finite gain, or overflow.
     """
@@ -27,10 +27,11 @@ def variance(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
 def gradient(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
     """Mean square of dl/dx_0, ..., dl/dx_L for a unit one at x_L; shape (layers+1,).
 
-    A block multiplies it by (skip^2 + branch_scale^2 chi) / Var(r), where chi is the branch's backward gain: gain times
-    input_scale^2 / Var(x) after a norm on the input, and 1 / Var(f) times that before a norm on the output. With a backward
-    gain equal to the forward gain (linear; He ReLU) every placement gives variance[L] / variance[l]: pre and peri are steep
-    at the bottom, post and deepnorm flat. It fails where the two gains differ: saturated activations, attention's logits.
+    A block multiplies it by (skip^2 + branch_scale^2 chi) / Var(r): r is the sum before a norm on it, chi the branch's
+    backward gain: `gain`, times input_scale^2 / Var(x) after a norm on the input, over Var(f) before one on the output.
+    For a branch whose backward gain equals its forward gain (linear; He ReLU) every placement gives
+    variance[L] / variance[l]: pre and peri are steep at the bottom, post and deepnorm flat. It fails where the two
+    gains differ: other activations, attention.
     Corrections are of order 1/width per block (the norm's Jacobian drops one direction of `width`).
     Raises ValueError as `variance` does.
     """
@@ -40,8 +41,8 @@ def gradient(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
 def skip_path_weight(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
     """Factor of x_0 in x_L along the path that takes every skip connection; shape (layers+1,), from 1 at x_0.
 
-    pre, peri and the unnormalized placements keep 1; post has (1+gain)^(-l/2); deepnorm (1 + beta^(2m) gain/alpha^2)^(-l/2),
-    m = matrices, which stays near a constant. Raises ValueError as `variance` does.
+    pre, peri and the unnormalized placements keep 1; post has (1+gain)^(-l/2); deepnorm, with m `matrices` in a branch,
+    (1 + beta^(2m) gain/alpha^2)^(-l/2), near a constant at l = L. Raises ValueError as `variance` does.
     """
     return _propagate(placement, layers, gain, mix, matrices)[2]
 
@@ -117,15 +118,18 @@ def attention_overlap(logit_variance, tokens):
 def attention_variance(placement, layers, tokens, *, gain=1.0, mix=0.25):
     """Var(x_l) and the covariance of two tokens, both (layers+1,), for softmax attention branches without a mask.
 
-    Attention averages values, so a branch adds what the tokens share plus 1/(effective tokens) of what they do not. With
-    v and p the variance and covariance of its input h: logits vary over keys with variance s2 = v (v - p), and
+    Attention averages values, so a branch adds what the tokens share plus 1/(effective tokens) of what they do not.
+    With v and p the variance and covariance of its input h: logits vary over keys with variance s2 = v (v - p), and
 
         Var(out) = p + (v - p) E sum_k a_ik^2,    Cov(out_i, out_j) = p + (v - p) E sum_k a_ik a_jk.
 
     The first overlap is `attention_overlap(s2)`; the second is taken at s2 p/v, exact at p = 0 and p = v and to leading
     order in 1/tokens between. `gain` is the gain of W_V W_O. Tokens start uncorrelated.
-    Regime: width well above tokens and above s2; heads of at least 8 dimensions; on `none`, only while s2 < about 2 log T,
-    beyond which one key wins every query and single nets scatter about the mean.
+    Regime: corrections are of order s2^2/width. Against real nets of width 128 the mean over seeds is within 10 % down
+    to layer 32 for pre, peri, layernorm_scaling and scaled_sqrt_l, from 2 to 128 tokens and 1 to 16 heads. On none s2
+    grows as the square of the variance, and the law is good to 15 % or so until s2 is about 2 log(tokens): then one key
+    wins every query, and single nets scatter about the mean. The gradient, which also flows through the logits, has no
+    law here.
     Raises ValueError as `variance` does, and for tokens < 1.
     """
     placement = check(placement, layers)
@@ -174,8 +178,8 @@ def elu_moments(alpha=1.0, mean=0.0, variance=1.0):
 def selu_map(mean, variance, weight_mean=0.0, weight_square=1.0):
     """(mean, variance) of SELU(w.x) over units, for inputs with that mean and variance: the SNN map (1706.02515).
 
-    weight_mean and weight_square are sum_i w_i and sum_i w_i^2 of a unit (omega and tau in the paper). The pre-activation
-    is taken as Gaussian, N(mean omega, variance tau). (0, 1) is the fixed point at omega=0, tau=1. Arguments broadcast.
+    weight_mean and weight_square are sum_i w_i and sum_i w_i^2 of a unit (omega, tau in the paper). Its pre-activation
+    is taken as N(mean omega, variance tau). (0, 1) is the fixed point at omega=0, tau=1. Arguments broadcast.
     Raises ValueError for a negative variance or weight_square, or non-finite input.
     """
     m, v = _gaussian(np.multiply(mean, weight_mean), np.multiply(variance, weight_square))
@@ -209,8 +213,9 @@ def selu_jacobian(mean=0.0, variance=1.0, weight_mean=0.0, weight_square=1.0):
 def selu_box(mean, variance, weight_mean=(0.0, 0.0), weight_square=(1.0, 1.0), points=13):
     """Extremes of the SELU map over a box, on a grid with `points` values a side; every argument is (low, high).
 
-    Returns a dict with "mean" and "variance", (low, high) of the image, and "change", (low, high) of the new variance minus
-    the old: the three statements behind the paper's fixed-point theorems. Raises ValueError as `selu_map`, or low > high.
+    Returns a dict with "mean" and "variance", (low, high) of the image, and "change", (low, high) of the new variance
+    minus the old: the three statements behind the paper's fixed-point theorems.
+    Raises ValueError as `selu_map` does, and for low > high.
     """
     sides = {"mean": mean, "variance": variance, "weight_mean": weight_mean, "weight_square": weight_square}
     for name, (low, high) in sides.items():

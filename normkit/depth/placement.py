@@ -54,7 +54,7 @@ class Rule:
 def check(placement: str, layers: int = 1) -> str:
     """The placement's name as in PLACEMENTS; upper case, '-' for '_' and 'lns' are understood.
 
-    Raises ValueError for an unknown placement or for fewer than one layer, TypeError for layers that are not an integer.
+    Raises ValueError for an unknown placement or fewer than one layer, TypeError for layers that are not an integer.
     """
     name = str(placement).strip().lower().replace("-", "_").replace(" ", "_")
     name = _SHORT.get(name, name)
@@ -128,8 +128,8 @@ def weight_scales(placement: str, layers: int, matrices: int) -> tuple[float, ..
 def residual_step(x, branch, placement, layer, layers, norm, *, mix=0.25, output_norm=None, scale=None):
     """x_{l+1} from x_l, for any arrays with +, * (NumPy, torch, ...); x: (..., width).
 
-    branch, norm: callables of one array. `output_norm` is peri's second norm where it has weights of its own, `scale` the
-    trained value of the branch's scalar (skipinit, fixup); None means its value at initialization.
+    branch, norm: callables of one array. `output_norm` is peri's second norm where it has weights of its own, `scale`
+    the trained value of the branch's scalar (skipinit, fixup); None means its value at initialization.
     Raises ValueError as `rule` does.
     """
     here = rule(placement, layer, layers, mix=mix)
