@@ -25,7 +25,7 @@ def venv_python(venv, windows=os.name == "nt"):
 
 
 def pin(name, constraints):
-    """The line of the constraints' text that pins a package, such as `torch==2.13.0`."""
+    """The line of the constraints' text that pins a package, such as `name==1.2`."""
     return next(line for line in constraints.splitlines() if line.lower().startswith(name + "=="))
 
 
