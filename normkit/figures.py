@@ -85,7 +85,7 @@ class Curve:
 
 
 def describe_figure(curves: Sequence[Curve], axes: Sequence[Axes]) -> dict:
-    """The figure as plotly's dict {data, layout}; arrays stay NumPy float32. Ranges and ticks are set, not left to plotly,
+    """The figure as plotly's dict {data, layout}; arrays stay NumPy float64. Ranges and ticks are set, not left to plotly,
     so that every painter puts them in the same place. Raises ValueError for a figure without curves."""
     if not curves:
         raise ValueError("a figure needs at least one curve, got none")
@@ -121,13 +121,13 @@ def _traces(c: Curve, a: Axes):
         keep &= c.y > 0
     if a.log_x:
         keep &= c.x > 0
-    x, y = c.x[keep].astype(np.float32), c.y[keep].astype(np.float32)
+    x, y = c.x[keep].astype(np.float64), c.y[keep].astype(np.float64)
     suffix = "" if c.axes == 0 else str(c.axes + 1)
     base = {"type": "scatter", "xaxis": "x" + suffix, "yaxis": "y" + suffix, "name": c.label, "legendgroup": c.label}
     if c.lo is not None:
         floor = y.min(initial=1) * 1e-3 if a.log_y else -np.inf  # a band that reaches 0 has no place on a log axis
-        lo = np.maximum(c.lo[keep], floor).astype(np.float32)
-        hi = c.hi[keep].astype(np.float32)
+        lo = np.maximum(c.lo[keep], floor).astype(np.float64)
+        hi = c.hi[keep].astype(np.float64)
         band = {**base, "mode": "lines", "line": {"width": 0, "color": c.style.color}, "hoverinfo": "skip", "showlegend": False}
         yield {**band, "x": x, "y": lo}
         yield {**band, "x": x, "y": hi, "fill": "tonexty", "fillcolor": _alpha(c.style.color, 0.22)}
@@ -151,7 +151,7 @@ def _axis(title, log, values, anchor, domain, pad):
     lo, hi = lo - pad * (hi - lo), hi + pad * (hi - lo)
     ticks, labels = log_ticks(lo, hi) if log else linear_ticks(lo, hi)
     return {
-        "title": {"text": title, "standoff": 6}, "type": "log" if log else "linear", "range": [lo, hi], "anchor": anchor,
+        "title": {"text": title, "standoff": 6, "font": {"size": 13}}, "type": "log" if log else "linear", "range": [lo, hi], "anchor": anchor,
         "domain": domain, "tickmode": "array", "tickvals": ticks, "ticktext": labels, "gridcolor": GRID, "zeroline": False,
         "linecolor": INK, "showline": True, "ticks": "outside", "tickcolor": INK, "automargin": False,
     }  # fmt: skip

@@ -166,7 +166,7 @@ class Lab:
             return self.compute(quality)
 
     def picture(self, result: dict) -> dict:
-        """The figure of a result in plotly's JSON form, arrays as NumPy float32."""
+        """The figure of a result in plotly's JSON form, arrays as NumPy float64."""
         return describe_figure(self.curves(result), self.axes())
 
     def figure(self):
@@ -205,7 +205,7 @@ class Lab:
                 raise ValueError(f"this is no saved lab: {error}; pass what lab.state() returned or lab.save() wrote") from None
         if not isinstance(state, dict) or not {"lab", "controls"} <= set(state):
             raise ValueError(f"a lab's state has the keys 'lab' and 'controls', got {sorted(state) if isinstance(state, dict) else state!r}")
-        kind = _lab(state["lab"])
+        kind = cls if cls.__name__ == state["lab"] else _lab(state["lab"])
         if not issubclass(kind, cls):
             raise ValueError(f"this state is of {state['lab']}, not of {cls.__name__}: use {state['lab']}.load or Lab.load")
         return kind().set(**state["controls"])

@@ -138,7 +138,7 @@ class Panel(anywidget.AnyWidget):
 def _packed(value):
     """Arrays become binary buffers, which the widget protocol sends beside the JSON."""
     if isinstance(value, np.ndarray):
-        return memoryview(np.ascontiguousarray(value, dtype=np.float32)).cast("B")
+        return memoryview(np.ascontiguousarray(value, dtype=np.float64)).cast("B")
     if isinstance(value, dict):
         return {k: _packed(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -32,7 +32,7 @@ function plotly(model) {
 
 // ---- the canvas painter of the figure's description
 
-const floats = (v) => (v instanceof DataView ? new Float32Array(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength)) : v);
+const floats = (v) => (v instanceof DataView ? new Float64Array(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength)) : v);
 const decoded = (figure) => ({ layout: figure.layout, data: figure.data.map((t) => ({ ...t, x: floats(t.x), y: floats(t.y) })) });
 
 const DASH = { solid: [], dash: [9, 5], dot: [2, 4], dashdot: [9, 4, 2, 4] };

@@ -1,0 +1,30 @@
+import pytest
+from jupyter_page import Page, chromium_browser, jupyterlab, write_notebook
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyterlab(folder) as url:
+        yield url, folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium_browser() as b:
+        yield b
+
+
+@pytest.fixture
+def notebook(server, browser):
+    """`notebook([cell, ...])` opens a notebook of these cells, `notebook(path="notebooks/...")` one of the kit's."""
+    url, folder = server
+    contexts = []
+
+    def open_(cells=None, path=None, **options):
+        contexts.append(browser.new_context(viewport={"width": 1280, "height": 1000}, **options))
+        return Page(contexts[-1].new_page(), url, path or write_notebook(folder, cells))
+
+    yield open_
+    for context in contexts:
+        context.close()
