@@ -20,12 +20,11 @@ SOFTMAX = (F.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax
 def logits_entropy(logits):
     """Entropy in nats of softmax(logits) over the last axis: (..., keys) -> (...). A logit of -inf is a masked key.
 
-    With z' = z - max z the identity reads H = log s - t/s, s = sum e^z', t = sum e^z' z' (Zhai et al., arXiv 2303.06296,
-    section 3, defines the entropy); centered at the maximum nothing cancels. A row with no key at all gives nan.
+    With z' = z - max z the identity reads H = log s - t/s, s = sum e^z', t = sum e^z' z' (the entropy of Zhai
+    et al., arXiv 2303.06296, section 3); centered at the maximum nothing cancels. A row with no key at all gives nan.
     """
-    centered = (logits - logits.amax(-1, keepdim=True)).clamp_min(
-        -1e4
-    )  # e^-1e4 = 0, and 0 * -1e4 is 0 where 0 * -inf is nan
+    # Clamped, because 0 * -1e4 is 0 where 0 * -inf is nan.
+    centered = (logits - logits.amax(-1, keepdim=True)).clamp_min(-1e4)
     weight = centered.exp()
     total = weight.sum(-1)
     return total.log() - (weight * centered).sum(-1) / total
@@ -158,7 +157,7 @@ class HeadEntropies:
         rows = self.recorder.rows(self.recorder.streams[-1])
         weights, runs, queries = self.recorder.weights(rows), rows.shape[0], entropies.shape[-1]
         if entropies[..., 0].numel() % runs:
-            note = f"attention of shape {tuple(entropies.shape)} (..., queries) was left out: it does not divide into {runs} runs"
+            note = f"attention of shape {tuple(entropies.shape)} left out: it does not divide into {runs} runs"
             return self.notes.append(note)
         values = entropies.reshape(runs, -1, queries).to(weights.dtype)
         if queries != rows.shape[1]:

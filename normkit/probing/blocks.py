@@ -1,6 +1,7 @@
 """Which modules of a model are its residual blocks: found by watching one forward pass, or named by the user."""
 
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -37,12 +38,13 @@ def named_blocks(model, blocks):
             found = model.get_submodule(blocks)
         except AttributeError:
             raise ValueError(
-                f"blocks={blocks!r} is not in {type(model).__name__}; its lists of modules are: {', '.join(paths) or 'none'}"
+                f"blocks={blocks!r} is not in {type(model).__name__}; lists of modules: {', '.join(paths) or 'none'}"
             ) from None
         return blocks, list(found) if isinstance(found, CONTAINERS) else [found]
     if isinstance(blocks, nn.Module):
         blocks = list(blocks) if isinstance(blocks, CONTAINERS) else [blocks]
-    modules = [named_blocks(model, b)[1][0] if isinstance(b, str) else b for b in blocks]
+    blocks = list(blocks) if isinstance(blocks, Iterable) else [blocks]
+    modules = [m for b in blocks for m in (named_blocks(model, b)[1] if isinstance(b, str) else [b])]
     if not modules or not all(isinstance(m, nn.Module) for m in modules):
         raise ValueError(
             f"blocks must be a dotted path or a non-empty list of modules or paths, got {blocks!r}; paths here: {paths}"
@@ -63,7 +65,8 @@ def find_blocks(model, forward):
         if isinstance(container, CONTAINERS) and len(container):
             lists[name] = container
             for child in dict.fromkeys(container):
-                hooks.append(child.register_forward_hook(_watcher(calls.setdefault(name, [])), with_kwargs=True))
+                watcher = _watcher(calls.setdefault(name, []))
+                hooks.append(child.register_forward_hook(watcher, with_kwargs=True))
     try:
         with torch.no_grad():
             forward()
@@ -77,10 +80,10 @@ def find_blocks(model, forward):
         encoder = {name: c for name, c in chains.items() if re.search(r"(^|\.)encoder\b", name)}
         chains = encoder or chains
     if not chains:
-        seen = "; ".join(f"{name or 'the model itself'}: {_why(lists[name], calls[name])}" for name in lists)
+        seen = "; ".join(f"{name or 'the model itself'}: {_why(lists[name], calls[name])}" for name in list(lists)[:6])
         raise ValueError(
-            f"no residual blocks found in {type(model).__name__}. Looked for a ModuleList or Sequential whose children are "
-            "called one after another and return the shape they take (bare torch.nn layers do not count). Seen: "
+            f"no residual blocks found in {type(model).__name__}. Looked for a ModuleList or Sequential whose children "
+            "are called one after another and return the shape they take (bare torch.nn layers do not count). Seen: "
             f"{seen or 'no list of modules at all'}. Name the blocks: probe(model, batch, blocks='path.to.list') or "
             "blocks=[model.first, model.second]"
         )

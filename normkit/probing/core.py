@@ -20,19 +20,19 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
     """Depth profile of any torch model on one batch: what normkit's toys return, so that one figure shows both.
 
     model: a torch.nn.Module; it runs in eval mode (dropout off) and is given back as it was, also after an error.
-    batch: a dict or BatchEncoding (keywords), a tuple (positions) or a tensor; moved to the model's device. A run is one
-    entry of the batch; tokens that `attention_mask` (or `src_key_padding_mask`) marks as padding do not count.
+    batch: a dict or BatchEncoding (keywords), a tuple (positions) or a tensor; moved to the model's device. A run is
+    one entry of the batch; tokens that `attention_mask` (or `src_key_padding_mask`) marks as padding do not count.
     blocks: the residual blocks, as a dotted path or a list of modules; found by themselves unless given. Blocks either
     map x_l to x_(l+1), or are branches that the model adds: x_(l+1) = x_l + block(x_l). A final norm is not a block.
-    loss: "labels": the model's own loss, labels being input_ids unless the batch has labels, times the number of runs, so
-    that the batch's size does not matter; "cotangent": <x_L, g>, g ~ N(0, 1), as in the toys (gradient 1 at layer L);
-    a function of the model's output that returns a scalar. Default: "labels" for a language model, else "cotangent".
+    loss: "labels": the model's own loss, labels being input_ids unless the batch has labels, times the number of runs,
+    so that the batch's size does not matter; "cotangent": <x_L, g>, g ~ N(0, 1), as in the toys (1 at layer L);
+    a function of the model's output, to a scalar. Default: "labels" for a language model, else "cotangent".
     lr: adds meta["parameter_update"], (layers,): lr |grad| / |weights| of each block, a first step of SGD on the loss.
     seed: of the cotangent. chunk: queries at a time in the entropy; memory is runs x heads x chunk x keys.
 
-    Profile, all per run: variance = mean over tokens and width of x_l^2; gradient = the same of dloss/dx_l; update = the
-    same of x_(l+1) - x_l; norm = mean token norm; angle = mean angle between a token's x_l and x_(l+1), over pi; entropy =
-    mean over queries and heads, in nats, of every attention in the block, fused or eager; None without attention.
+    Profile, all per run: variance = mean over tokens and width of x_l^2; gradient = the same of dloss/dx_l; update =
+    the same of x_(l+1) - x_l; norm = mean token norm; angle = mean angle between a token's x_l and x_(l+1), over pi;
+    entropy = mean over queries and heads, in nats, of every attention in the block, fused or eager; None without one.
     meta: "blocks", "loss", "tokens" per run, "entropy_heads" (a list of heads for each layer, mean over runs), "notes".
     Reductions run on the device in float32 or wider; activations never leave it. Raises ValueError for a batch that the
     model refuses, blocks that are not found, never called or bypassed, and activations that are not finite; TypeError
@@ -55,8 +55,7 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
 
 
 def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk):
-    late = any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for b in modules for m in b.modules())
-    recorder = StreamRecorder(modules, _token_mask(given, label), batch_axis=1 if late else 0)
+    recorder = StreamRecorder(modules, _token_mask(given, label), tokens_first=_tokens_first(modules, given))
     heads = HeadEntropies(recorder, modules, chunk)
     with recorder.hooked(), torch.enable_grad():
         with heads.hooked():
@@ -76,8 +75,7 @@ def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk):
         "entropy_heads": per_head,
     }
     meta |= {} if relative is None else {"parameter_update": relative}
-    arrays = dict(variance=variance, gradient=gradient, update=update, norm=norm, angle=angle, entropy=entropy)
-    return Profile(name=name or type(model).__name__, **arrays, meta=meta)
+    return Profile(name or type(model).__name__, variance, gradient, update, norm, angle, entropy, meta)
 
 
 def _bind(model, batch):
@@ -159,6 +157,14 @@ def _token_mask(given, label):
     if empty.any():
         raise ValueError(f"run {int(empty.nonzero()[0])} of the batch is all padding: drop it, or check attention_mask")
     return mask != 0
+
+
+def _tokens_first(modules, given):
+    """What says that streams may be (tokens, runs, width): torch's own attention, or the shape of the ids, or None."""
+    if any(isinstance(m, nn.MultiheadAttention) and not m.batch_first for b in modules for m in b.modules()):
+        return True
+    ids = given.get("input_ids")
+    return tuple(ids.shape[::-1]) if torch.is_tensor(ids) and ids.ndim == 2 and ids.shape[0] != ids.shape[1] else None
 
 
 def _default_loss(model, given):

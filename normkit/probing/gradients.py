@@ -20,19 +20,25 @@ def gradients(output, recorder, loss, lr, seed):
             "use_reentrant=False helps): gradient is None"
         )
         return None, None
-    _used(output, last)
     objective, rescale = _objective(output, recorder, loss, seed)
     weights = [p for p in dict.fromkeys(p for m in recorder.called for p in m.parameters()) if p.requires_grad]
     weights = weights if lr is not None else []
     # By x_L = x_(L-1) + branch, or x_L = last itself, the gradient at x_L is the one at the last block's output.
     targets = [*recorder.streams[:-1], last]
-    found = torch.autograd.grad(objective, [*targets, *weights], allow_unused=True)
+    try:
+        _used(output, last)
+        found = torch.autograd.grad(objective, [*targets, *weights], allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # such as a state that the model overwrites in place when it does not train
+        recorder.notes.append(f"no backward pass through this model in eval mode, gradient is None: {error}"[:300])
+        return None, None
     at_streams, at_weights = found[: len(targets)], dict(zip(weights, found[len(targets) :], strict=True))
     for layer, g in enumerate(at_streams):
         if g is None:
             raise ValueError(
-                f"the loss does not depend on the stream at layer {layer}: a later block is bypassed or detaches it, or "
-                "the loss reads something else"
+                f"the loss does not depend on the stream at layer {layer}: a later block is bypassed or detaches it, "
+                "or the loss reads something else"
             )
     squares = torch.stack([recorder.mean_square(g).cpu() for g in at_streams], -1) * rescale[0] ** 2
     relative = None if lr is None else [_relative(m, at_weights, lr * rescale[1]) for m in recorder.called]

