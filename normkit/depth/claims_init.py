@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from normkit.depth import activations, laws
+from normkit.depth import laws
+from normkit.depth.activations import activation_profile
 from normkit.depth.experiment import residual_profile
+from normkit.depth.placement import residual_step
 from normkit.ledger import claim
 from normkit.rng import stream
 
@@ -85,6 +87,50 @@ def control(seed):
 )
 def peri_linear(seed):
     return [growth_exponent(profile("peri", s, seed)[0]) for s in SUBLAYERS]
+
+
+def last_matrix_gradient(placement, seed, factor):
+    """Norm of dl/dW2 in one block with branch W2 relu(factor W1 h), l = <x_1, g>; 16 tokens of width 64."""
+    import torch
+
+    draws = stream(seed, "last matrix")
+    x, g = torch.from_numpy(draws.normal(size=(2, 16, 64)))
+    w1, w2 = torch.from_numpy(draws.normal(size=(2, 64, 64)) / 8)
+    w2.requires_grad_()
+    norm = torch.nn.RMSNorm(64, eps=1e-6, dtype=torch.float64)
+    y = residual_step(x, lambda h: torch.relu(h @ w1 * factor) @ w2, placement, 0, 1, norm)
+    return torch.autograd.grad((y * g).sum(), w2)[0].norm().item()
+
+
+@claim(
+    **PERI,
+    id="peri-ln-bounded-gradient",
+    statement="With Peri-LN large activations inside a branch do not enlarge the gradient of its last matrix",
+    regimes=("first matrix x 10", "first matrix x 100"),
+    statistic="log2 of the growth of the last matrix's gradient norm",
+    direction="<",
+    threshold=1.0,
+    seeds=40,
+    budget_s=2,
+)
+def peri_bounded_gradient(seed):
+    return [np.log2(last_matrix_gradient("peri", seed, f) / last_matrix_gradient("peri", seed, 1)) for f in (10, 100)]
+
+
+@claim(
+    **PERI,
+    id="pre-ln-gradient-follows-activations",
+    statement="With Pre-LN the gradient of a branch's last matrix grows in proportion to the activations inside it",
+    regimes=("first matrix x 10", "first matrix x 100"),
+    statistic="log growth of the last matrix's gradient norm over log growth of the activations",
+    direction="within",
+    threshold=(0.9, 1.1),
+    seeds=40,
+    budget_s=2,
+)
+def pre_gradient_follows(seed):
+    growth = [last_matrix_gradient("pre", seed, f) / last_matrix_gradient("pre", seed, 1) for f in (10, 100)]
+    return np.log(growth) / np.log([10, 100])
 
 
 @claim(
@@ -178,6 +224,45 @@ def lns_below_pre(seed):
     return [np.log(profile("layernorm_scaling", s, seed)[0][-1] / profile("pre", s, seed)[0][-1]) for s in SUBLAYERS]
 
 
+def thirds(variance):
+    """Growth of log variance over each third of the layers: how much the blocks there change the stream."""
+    n = len(variance) - 1
+    return np.diff(np.log(variance[[0, n // 3, 2 * n // 3, n]]))
+
+
+@claim(
+    **CURSE,
+    id="pre-ln-deep-blocks-idle",
+    statement="With Pre-LN deep blocks change the stream less than early ones: they come near the identity",
+    regimes=SUBLAYERS,
+    statistic="growth of log variance, last third of 64 layers minus first third",
+    direction="<",
+    threshold=0.0,
+    seeds=40,
+    budget_s=10,
+)
+def pre_deep_idle(seed):
+    growth = [thirds(profile("pre", s, seed)[0]) for s in SUBLAYERS]
+    return [last - first for first, _, last in growth]
+
+
+@claim(
+    **CURSE,
+    id="lns-deep-blocks-contribute",
+    statement="With LayerNorm Scaling deep blocks change the stream more than with Pre-LN (here: at initialization)",
+    regimes=SUBLAYERS,
+    statistic="growth of log variance over the last third of 64 layers, LayerNorm Scaling minus Pre-LN",
+    direction=">",
+    threshold=0.0,
+    seeds=40,
+    budget_s=15,
+)
+def lns_deep_contribute(seed):
+    return [
+        thirds(profile("layernorm_scaling", s, seed)[0])[2] - thirds(profile("pre", s, seed)[0])[2] for s in SUBLAYERS
+    ]
+
+
 @claim(
     **RESIDUAL,
     id="unscaled-residual-explodes",
@@ -209,15 +294,10 @@ def scaled_tamed(seed):
     return [np.log(deep / shallow) for deep, shallow in outputs]
 
 
-def feedforward(activation, seed, *, layers=32, width=256, batch=64, variance=1.0, gain=1.0):
-    """Activations of a plain net, (batch, width) a layer; weights N(0, gain/width), inputs N(0, variance)."""
-    draws = stream(seed, "feedforward")
-    x = draws.normal(0, np.sqrt(variance), (batch, width))
-    found = []
-    for _ in range(layers):
-        x = activation(x @ draws.normal(0, np.sqrt(gain / width), (width, width)))
-        found.append(x)
-    return found
+def plain_net(activation, seed, *, variance=1.0, **options):
+    """Moments of one plain net of width 256 whose inputs, 64 samples, are N(0, variance)."""
+    inputs = stream(seed, "plain input").normal(0, np.sqrt(variance), (64, 256))
+    return activation_profile(activation, width=256, seeds=1, seed=seed, inputs=inputs, **options)
 
 
 @claim(
@@ -232,7 +312,14 @@ def feedforward(activation, seed, *, layers=32, width=256, batch=64, variance=1.
     budget_s=15,
 )
 def selu_unit_variance(seed):
-    return [feedforward(activations.selu, seed, variance=v)[-1].var() for v in (1.0, 16.0, 0.02)]
+    return [plain_net("selu", seed, layers=32, variance=v).variance[0, -1] for v in (1.0, 16.0, 0.02)]
+
+
+def mapped_variance(mean, variance, weight_square, draws, layers=32):
+    """Variance after the moment map of `layers` layers whose sums of weights are uniform in +-0.1."""
+    for _ in range(layers):
+        mean, variance = laws.selu_map(mean, variance, draws.uniform(-0.1, 0.1), weight_square)
+    return variance
 
 
 @claim(
@@ -240,15 +327,16 @@ def selu_unit_variance(seed):
     id="selu-bounded-variance",
     statement="SELU nets can neither explode nor vanish for any sum of squared weights in 0.8 to 1.25: 0.16 < Var < 3",
     regimes=("0.8 from 16", "0.8 from 0.02", "1.25 from 16", "1.25 from 0.02"),
-    statistic="variance over units and samples at layer 32, by sum of squared weights and input variance",
+    statistic="variance after 32 steps of the map, by sum of squared weights and first variance; mean +-1, sum w +-0.1",
     direction="within",
     threshold=(0.16, 3.0),
     seeds=40,
-    budget_s=30,
+    budget_s=5,
 )
 def selu_bounded(seed):
-    corners = [(gain, variance) for gain in (0.8, 1.25) for variance in (16.0, 0.02)]
-    return [feedforward(activations.selu, seed, gain=g, variance=v)[-1].var() for g, v in corners]
+    draws = stream(seed, "selu corner")
+    corners = [(square, variance) for square in (0.8, 1.25) for variance in (16.0, 0.02)]
+    return [mapped_variance(draws.uniform(-1, 1), variance, square, draws) for square, variance in corners]
 
 
 @claim(
@@ -263,13 +351,9 @@ def selu_bounded(seed):
     budget_s=5,
 )
 def selu_robust(seed):
-    draws, found = stream(seed, "selu start"), []
-    for square in (0.8, 0.95, 1.0, 1.1, 1.25):
-        mean, variance = draws.uniform(-0.1, 0.1), draws.uniform(0.8, 1.5)
-        for _ in range(32):
-            mean, variance = laws.selu_map(mean, variance, draws.uniform(-0.1, 0.1), square)
-        found.append(variance)
-    return found
+    draws = stream(seed, "selu start")
+    squares = (0.8, 0.95, 1.0, 1.1, 1.25)
+    return [mapped_variance(draws.uniform(-0.1, 0.1), draws.uniform(0.8, 1.5), square, draws) for square in squares]
 
 
 @claim(
@@ -277,23 +361,15 @@ def selu_robust(seed):
     id="elu-mean-nearer-zero",
     statement="Negative values let ELU push mean activations nearer to zero than ReLU does",
     regimes=("layer 1", "layer 8"),
-    statistic="log ratio of the mean absolute unit mean over a batch, ELU over ReLU, relative to the rms activation",
+    statistic="log ratio of |mean| over rms activation, ELU with LeCun weights over ReLU with He weights",
     direction="<",
     threshold=0.0,
     seeds=40,
     budget_s=5,
 )
 def elu_mean(seed):
-    def shift(x):  # the part of the activations that is bias, not signal
-        return np.abs(x.mean(0)).mean() / np.sqrt(np.mean(x**2))
+    def shift(activation, init):  # the part of the activations that is bias, not signal
+        found = plain_net(activation, seed, layers=8, init=init)
+        return np.abs(found.mean[0]) / np.sqrt(found.mean[0] ** 2 + found.variance[0])
 
-    mean, variance = laws.elu_moments()  # each activation with the weights that keep N(0, 1) at unit power
-    elu = feedforward(activations.elu, seed, layers=8, gain=float(1 / (variance + mean**2)))
-    relu = feedforward(activations.relu, seed, layers=8, gain=2.0)
-    return [np.log(shift(elu[k]) / shift(relu[k])) for k in (0, 7)]
-
-
-_mean, _variance = laws.elu_moments()
-ELU_SECOND_MOMENT = float(
-    _variance + _mean**2
-)  # .6448 under N(0,1): weights 1/.6448 as large keep it at the first layer
+    return np.log(shift("elu", "lecun") / shift("relu", "he"))[[1, 8]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from normkit import ledger
-from normkit.depth import activations, claims_init, exact_profile, laws
+from normkit.depth import claims_init, exact_profile, laws
 from normkit.depth.claims import CLAIMS
 from normkit.files import data_path
 from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
@@ -89,20 +89,45 @@ def test_misfits_tell_exponential_from_power(curve, exponential):
     assert (claims_init.exponential_over_power(curve * ripple) > 0) == exponential
 
 
+def test_thirds_of_the_laws():
+    assert claims_init.thirds(laws.variance("none", 60)) == pytest.approx([20 * math.log(2)] * 3, rel=1e-12)
+    pre = claims_init.thirds(laws.variance("pre", 64))
+    assert pre == pytest.approx(np.log([22, 43 / 22, 65 / 43]), rel=1e-12)
+    assert claims_init.thirds(laws.variance("layernorm_scaling", 64))[2] < pre[2]
+
+
 def test_log_spread():
     assert claims_init.log_spread(np.full(9, 7.0)) == pytest.approx(0.0, abs=1e-15)
     assert claims_init.log_spread(np.array([1.0, math.e**2])) == pytest.approx(1.0, rel=1e-12)
 
 
-def test_feedforward_nets_follow_the_moment_map():
-    layers = claims_init.feedforward(activations.selu, 0, layers=3, width=512, batch=256, variance=4.0)
-    mean, variance = 0.0, 4.0
-    for x in layers:
+@pytest.mark.parametrize("start", [0.02, 1.0, 16.0])
+def test_plain_nets_follow_the_moment_map_to_its_fixed_point(start):
+    net = claims_init.plain_net("selu", 0, layers=32, variance=start)
+    assert net.variance[0, 0] == pytest.approx(start, rel=5 * math.sqrt(2 / (64 * 256)))
+    mean, variance = 0.0, net.variance[0, 0]
+    for layer in range(1, 9):  # 256 units: a layer's variance has a spread of about sqrt(2/256), which adds up slowly
         mean, variance = laws.selu_map(mean, variance)
-        # 512 units, whose pre-activation variances share the batch's norms: spread about sqrt(2/512) of the variance
-        assert x.var() == pytest.approx(variance, rel=5 * math.sqrt(2 / 512))
-    x, y = (claims_init.feedforward(activations.relu, 3, layers=n, width=16, gain=2.0) for n in (2, 5))
-    np.testing.assert_array_equal(x[1], y[1])
+        assert net.variance[0, layer] == pytest.approx(variance, rel=5 * math.sqrt(2 / 256))
+
+
+def test_the_map_with_fixed_weights_is_the_law():
+    class Middle:
+        def uniform(self, low, high):
+            return (low + high) / 2
+
+    mean, variance = 0.3, 4.0
+    for _ in range(5):
+        mean, variance = laws.selu_map(mean, variance, 0.0, 1.1)
+    assert claims_init.mapped_variance(0.3, 4.0, 1.1, Middle(), layers=5) == pytest.approx(variance, rel=1e-12)
+
+
+def test_the_gradient_of_the_last_matrix_against_the_chain_rule():
+    ratio = claims_init.last_matrix_gradient("pre", 3, 7.0) / claims_init.last_matrix_gradient("pre", 3, 1.0)
+    assert ratio == pytest.approx(7.0, rel=1e-12)  # dl/dW2 = h^T g, and h is homogeneous in W1
+    # peri: a norm follows W2 and takes the scale of h away, but for eps = 1e-6 beside a mean square of order 1
+    ratio = claims_init.last_matrix_gradient("peri", 3, 7.0) / claims_init.last_matrix_gradient("peri", 3, 1.0)
+    assert ratio == pytest.approx(1.0, abs=1e-4)
 
 
 # ---- the null control -----------------------------------------------------------------------------------------------
