@@ -4,6 +4,7 @@ All are mean-field statements about random weights at initialization: width to i
 other. Variance is the mean square of the stream; the stream starts at variance 1.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -53,7 +54,7 @@ def _propagate(placement, layers, gain, mix, matrices):
     var, back, skip = np.ones(layers + 1), np.ones(layers), np.ones(layers + 1)
     for layer in range(layers):
         here = rule(placement, layer, layers, mix=mix)
-        v = var[layer]
+        v = float(var[layer])
         chi = gain * here.input_scale**2
         y = chi * (1.0 if here.norm_input else v)
         chi = chi / v if here.norm_input else chi
@@ -64,7 +65,8 @@ def _propagate(placement, layers, gain, mix, matrices):
         var[layer + 1] = total / post
         back[layer] = (here.skip**2 + here.branch_scale**2 * chi) / post
         skip[layer + 1] = skip[layer] * here.skip / math.sqrt(post)
-    grad = np.append(np.cumprod(back[::-1])[::-1], 1.0)
+    with np.errstate(over="ignore"):
+        grad = np.append(np.cumprod(back[::-1])[::-1], 1.0)
     if not (np.isfinite(var).all() and np.isfinite(grad).all()):
         raise ValueError(f"{placement} with {layers} layers and gain {gain:g} overflows float64: use fewer layers")
     return var, grad, skip
@@ -91,6 +93,7 @@ def deepnorm_constants(layers):
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(1024)
 def attention_overlap(logit_variance, tokens):
     """E sum_j a_j^2 for a = softmax of `tokens` independent N(0, logit_variance) logits; in [1/tokens, 1].
 
@@ -103,13 +106,13 @@ def attention_overlap(logit_variance, tokens):
     if s2 == 0.0 or tokens == 1:
         return 1.0 / tokens
     s = math.sqrt(s2)
-    if s > 50:  # one key wins, but for near ties, whose probability falls as 1/s
-        return 1.0 - (1.0 - attention_overlap(2500.0, tokens)) * 50 / s
+    if s > 15:  # one key wins, but for near ties, whose probability falls as 1/s
+        return 1.0 - (1.0 - attention_overlap(225.0, tokens)) * 15 / s
     z = np.linspace(-8.5, 8.5, 171 + int(40 * s))
     p = np.exp(-0.5 * z * z)
     p /= p.sum()
     t = np.linspace(-8.5 * s - math.log(tokens) - 12, 8.5 * s + 5, 160 + int(40 * s))[:, None]  # u = exp(t)
-    e = np.exp(s * z + t)  # u exp(logit)
+    e = np.exp(np.minimum(s * z + t, 40.0))  # u exp(logit); exp(-exp(40)) is 0 already
     weight = p * np.exp(-e)
     integrand = (weight * e * e).sum(-1) * weight.sum(-1) ** (tokens - 1)
     return float(min(max(tokens * integrand.sum() * (t[1, 0] - t[0, 0]), 1.0 / tokens), 1.0))
@@ -182,7 +185,7 @@ def selu_map(mean, variance, weight_mean=0.0, weight_square=1.0):
     is taken as N(mean omega, variance tau). (0, 1) is the fixed point at omega=0, tau=1. Arguments broadcast.
     Raises ValueError for a negative variance or weight_square, or non-finite input.
     """
-    m, v = _gaussian(np.multiply(mean, weight_mean), np.multiply(variance, weight_square))
+    m, v = _preactivation(mean, variance, weight_mean, weight_square)
     first, second = _elu(SELU_ALPHA, m, v)
     return SELU_LAMBDA * first, SELU_LAMBDA**2 * np.maximum(second - first**2, 0.0)
 
@@ -192,9 +195,11 @@ def selu_jacobian(mean=0.0, variance=1.0, weight_mean=0.0, weight_square=1.0):
 
     From d/dm E f = E f' and d/dv E f = E f''/2 for a Gaussian. Raises ValueError as `selu_map` does; variance > 0.
     """
-    m, v = _gaussian(np.multiply(mean, weight_mean), np.multiply(variance, weight_square))
-    if not v > 0:
-        raise ValueError(f"selu_jacobian needs a positive variance of the pre-activation, got {float(v)}")
+    m, v = _preactivation(mean, variance, weight_mean, weight_square)
+    if not variance * weight_square > 0:
+        raise ValueError(
+            f"selu_jacobian needs a positive variance of the pre-activation, got {variance * weight_square}"
+        )
     a, up, e1, e2 = SELU_ALPHA, _normal_cdf(m / np.sqrt(v)), _exp_below(1, m, v), _exp_below(2, m, v)
     density0 = np.exp(-0.5 * m * m / v) / np.sqrt(2 * np.pi * v)
     first, _ = _elu(a, m, v)
@@ -262,14 +267,20 @@ def _erfc(x):
     return np.array(flat).reshape(np.shape(x))
 
 
+def _preactivation(mean, variance, weight_mean, weight_square):
+    m, v = _gaussian(mean, variance)
+    om, tau = _gaussian(weight_mean, weight_square)
+    return m * om, v * tau
+
+
 def _gaussian(mean, variance):
     m, v = np.asarray(mean, dtype=np.float64), np.asarray(variance, dtype=np.float64)
     if not (np.isfinite(m).all() and np.isfinite(v).all()):
-        raise ValueError("mean and variance must be finite numbers")
+        raise ValueError("means, variances and sums of weights must be finite numbers")
     if (v < 0).any():
-        raise ValueError(f"a variance cannot be negative, got {v.min()}")
+        raise ValueError(f"a variance or a sum of squares cannot be negative, got {v.min()}")
     m, v = np.broadcast_arrays(m, v)
-    return m, np.maximum(v, 1e-200)  # a constant is the limit of a narrow Gaussian
+    return m, np.maximum(v, 1e-120)  # a constant is the limit of a narrow Gaussian
 
 
 def _number(name, value, least=-math.inf):
