@@ -245,7 +245,8 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
         cells = "; ".join(f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in v.regimes)
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
         shown = cells and f"{claim.statistic} ({_wanted(claim)}): {cells}"
-        rows.append(f"| {claim.statement} | {paper} | **{v.verdict or 'error'}** | {shown or v.error} | {v.seeds} |")
+        row = (claim.statement, paper, f"**{v.verdict or 'error'}**", shown or v.error, str(v.seeds))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join(rows)
 
 
