@@ -270,11 +270,13 @@ def main(json_output: bool = False, only: str | None = None, theme: str | None =
     except ValueError as problem:
         print(problem, file=sys.stderr)
         return 2
+    from tqdm import tqdm
+
     done = []
     for verdict in _each(todo, True, write):
         done.append(verdict)
         if not json_output:
-            print(describe(verdict))
+            tqdm.write(describe(verdict))  # on stdout, around the bar
     if json_output:
         print(json.dumps({"schema": SCHEMA, "verdicts": [v.to_dict() for v in done]}, indent=1, ensure_ascii=False))
     return int(any(v.error for v in done))

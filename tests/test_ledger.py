@@ -246,6 +246,6 @@ def test_a_badge_shows_text_where_there_is_no_front_end(book, monkeypatch):
 
 def test_the_ledger_imports_neither_torch_nor_widgets_nor_scipy():
     heavy = "[m for m in ('torch', 'ipywidgets', 'scipy') if m in sys.modules]"
-    code = f"import sys, normkit.ledger, normkit.badge; print({heavy})"
+    code = f"import sys, normkit.ledger, normkit.badge; normkit.ledger.claims(); print({heavy})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
