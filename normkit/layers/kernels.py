@@ -26,39 +26,29 @@ _ROWS = 64  # blocks a task: fixed, so that rounding does not depend on the numb
 _SUMS = {"reassoc", "contract", "nsz", "arcp", "afn"}
 
 
-@numba.njit(fastmath={"contract"}, inline="never")
+# Without reference counts: their locked instructions, a few a row, keep memory from running ahead.
+_row = numba.njit(_nrt=False)
+_row_sums = numba.njit(_nrt=False, fastmath=_SUMS)
+
+
+@numba.njit(fastmath={"contract"})
 def _center(x, k, m):
     """(x - k) - m, kept in this order: with "reassoc" LLVM makes it x - (k + m), which loses m's low bits."""
     return (x - k) - m
 
 
 @intrinsic
-def _stream(context, to, source, count):
-    """Store `count` 64-byte lines from address `source` at the 64-byte-aligned address `to`, bypassing the cache."""
+def _stream(context, to, source):
+    """Store the 64 bytes at address `source` at the 64-byte-aligned address `to`, around the cache."""
 
     def build(context, builder, signature, arguments):
-        to, source, count = arguments
-        line = ir.VectorType(ir.FloatType(), 16)
-        index = builder.alloca(ir.IntType(64))
-        builder.store(ir.Constant(ir.IntType(64), 0), index)
-        head, body, end = (builder.append_basic_block(n) for n in ("stream.head", "stream.body", "stream.end"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = builder.load(index)
-        builder.cbranch(builder.icmp_signed("<", i, count), body, end)
-        builder.position_at_end(body)
-        offset = builder.mul(i, ir.Constant(ir.IntType(64), 64))
-        value = builder.load(builder.inttoptr(builder.add(source, offset), line.as_pointer()))
-        value.align = 4
-        store = builder.store(value, builder.inttoptr(builder.add(to, offset), line.as_pointer()))
-        store.align = 64
+        line = ir.VectorType(ir.FloatType(), 16).as_pointer()
+        to, source = (builder.inttoptr(a, line) for a in arguments)
+        store = builder.store(builder.load(source, align=4), to, align=64)
         store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        builder.store(builder.add(i, ir.Constant(ir.IntType(64), 1)), index)
-        builder.branch(head)
-        builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp), build
+    return types.void(types.intp, types.intp), build
 
 
 @intrinsic
@@ -87,20 +77,25 @@ def _prefetch(context, address):
     return types.void(types.intp), build
 
 
-@numba.njit
-def _flush(block, out):
-    """Copy `block` to `out` (1-D, contiguous, same length), whole cache lines around the cache."""
-    to, size = out.ctypes.data, out.itemsize
+@_row
+def _flush(block, out, ahead):
+    """Copy `block` to `out` (1-D, contiguous, same length), whole cache lines around the cache.
+
+    Prefetches as much from address `ahead` meanwhile: memory then reads while it writes.
+    """
+    to, source, size = out.ctypes.data, block.ctypes.data, out.itemsize
     head = min((-to % 64) // size, block.shape[0])
-    lines = (block.shape[0] - head) * size // 64
     for j in range(head):
         out[j] = block[j]
-    _stream(to + head * size, block.ctypes.data + head * size, lines)
-    for j in range(head + lines * 64 // size, block.shape[0]):
+    last = block.shape[0] * size - 63
+    for at in range(head * size, last, 64):
+        _stream(to + at, source + at)
+        _prefetch(ahead + at)
+    for j in range(head + (block.shape[0] - head) * size // 64 * 64 // size, block.shape[0]):
         out[j] = block[j]
 
 
-@numba.njit
+@_row
 def _careful(x, w, b, y, eps, centered):
     """One row in float64, scaled by its largest entry: any finite row without overflow or underflow.
 
@@ -129,7 +124,7 @@ def _careful(x, w, b, y, eps, centered):
 def _family(centered):
     """The kernels of layer_norm (centered) or rms_norm (not centered), specialized at compile time."""
 
-    @numba.njit(fastmath=_SUMS)
+    @_row_sums
     def sums(x, k):
         """Mean of x - k and of (x - k)^2, float64 over partial sums in x's dtype."""
         s = q = 0.0
@@ -144,7 +139,7 @@ def _family(centered):
             q += b
         return s / x.shape[0], q / x.shape[0]
 
-    @numba.njit
+    @_row
     def settle(x, k, m, q):
         """Shift, mean and variance of a row from its sums about k = x[0]; about the mean if k lies 2 sigma off.
 
@@ -158,13 +153,13 @@ def _family(centered):
             m, q = sums(x, k)
         return k, m, q - m * m
 
-    @numba.njit
+    @_row
     def scale(x, variance, eps):
         """1 / sqrt(variance + eps), or 0 where only the careful pass can be trusted."""
         v = variance + eps
         return x.dtype.type(1 / math.sqrt(v) if 1e-30 < v < math.inf else 0.0)
 
-    @numba.njit(fastmath=_SUMS)
+    @_row_sums
     def write(x, w, b, y, k, m, r):
         for j in range(x.shape[0]):
             if centered:
@@ -172,25 +167,11 @@ def _family(centered):
             else:
                 y[j] = x[j] * r * w[j]
 
-    @numba.njit(fastmath=_SUMS)
-    def write_and_sum(x, w, b, y, k, m, r, following, shift):
-        """`write`, and in the same loop the following row's sums: memory is read while arithmetic runs."""
-        s = q = x.dtype.type(0)
-        for j in range(x.shape[0]):
-            d = following[j] - shift
-            s += d
-            q += d * d
-            if centered:
-                y[j] = _center(x[j], k, m) * r * w[j] + b[j]
-            else:
-                y[j] = x[j] * r * w[j]
-        return s, q
-
-    @numba.njit
+    @_row
     def start(x):
         return x[0] if centered else x.dtype.type(0)
 
-    @numba.njit
+    @_row
     def cached_rows(x, w, b, y, eps, first, last):
         for i in range(first, last):
             k = start(x[i])
@@ -202,29 +183,40 @@ def _family(centered):
             else:
                 _careful(x[i], w, b, y[i], eps, centered)
 
-    @numba.njit
-    def streamed_rows(x, w, b, y, eps, first, last):
-        n, size = x.shape[1], x.itemsize
-        buffer = np.empty(_BLOCK, x.dtype)
+    @_row_sums
+    def streamed_rows(x, w, b, y, eps, first, last, buffer):
+        """One loop writes a row and sums the following one; another stores it while memory is read further ahead."""
+        n = x.shape[1]
         k = start(x[first])
         m, q = sums(x[first], k)
         for i in range(first, last):
-            following = x[min(i + 1, last - 1)]
-            k, m, variance = settle(x[i], k, m, q)
-            r, mean, shift = scale(x, variance, eps), x.dtype.type(m), start(following)
+            row, following = x[i], x[min(i + 1, last - 1)]
+            k, m, variance = settle(row, k, m, q)
+            r, mean, shift = scale(row, variance, eps), x.dtype.type(m), start(following)
             m = q = 0.0
-            for j in range(0, n, _BLOCK):
-                e = min(j + _BLOCK, n)
-                out = y[i, j:e]
-                s2, q2 = write_and_sum(x[i, j:e], w[j:e], b[j:e], buffer[: e - j], k, mean, r, following[j:e], shift)
-                m += s2 / n
-                q += q2 / n
-                ahead = following.ctypes.data + (j + 2 * _BLOCK) * size
-                for line in range(0, (e - j) * size, 64):
-                    _prefetch(ahead + line)
-                _flush(buffer[: e - j], out)
+            for begin in range(0, n, _BLOCK):
+                end = min(begin + _BLOCK, n)
+                xs, ws, bs, ys, nexts = (
+                    row[begin:end],
+                    w[begin:end],
+                    b[begin:end],
+                    buffer[: end - begin],
+                    following[begin:end],
+                )
+                s1 = s2 = x.dtype.type(0)
+                for j in range(xs.shape[0]):
+                    d = nexts[j] - shift
+                    s1 += d
+                    s2 += d * d
+                    if centered:
+                        ys[j] = _center(xs[j], k, mean) * r * ws[j] + bs[j]
+                    else:
+                        ys[j] = xs[j] * r * ws[j]
+                m += s1 / n
+                q += s2 / n
+                _flush(ys, y[i][begin:end], nexts.ctypes.data + 2 * _BLOCK * x.itemsize)
             if not r > 0:
-                _careful(x[i], w, b, y[i], eps, centered)
+                _careful(row, w, b, y[i], eps, centered)
             k = shift
         _fence()
 
@@ -237,7 +229,7 @@ def _family(centered):
         for task in numba.prange(-(-x.shape[0] // rows)):
             first, last = task * rows, min(task * rows + rows, x.shape[0])
             if stream:
-                streamed_rows(x, w, b, y, eps, first, last)
+                streamed_rows(x, w, b, y, eps, first, last, np.empty(_BLOCK, x.dtype))
             else:
                 cached_rows(x, w, b, y, eps, first, last)
 
