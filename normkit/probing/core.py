@@ -19,7 +19,7 @@ from normkit.profile import Profile
 def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, chunk=128) -> Profile:
     """Depth profile of any torch model on one batch: what normkit's toys return, so that one figure shows both.
 
-    model: a torch.nn.Module; it runs in eval mode (dropout off) and is given back as it was, also after an error.
+    model: a torch.nn.Module; it runs in eval mode (dropout off) and comes back as it was, also after an error.
     batch: a dict or BatchEncoding (keywords), a tuple (positions) or a tensor; moved to the model's device. A run is
     one entry of the batch; tokens that `attention_mask` (or `src_key_padding_mask`) marks as padding do not count.
     blocks: the residual blocks, as a dotted path or a list of modules; found by themselves unless given. Blocks either
@@ -57,6 +57,7 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
 def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk):
     recorder = StreamRecorder(modules, _token_mask(given, label), tokens_first=_tokens_first(modules, given))
     heads = HeadEntropies(recorder, modules, chunk)
+    _want_gradients(model, modules, lr)
     with recorder.hooked(), torch.enable_grad():
         with heads.hooked():
             output = call()
@@ -111,13 +112,31 @@ def _bind(model, batch):
 
     def forward():
         try:
-            return model(*args, **kwargs)
+            return model(*map(_copy, args), **{k: _copy(v) for k, v in kwargs.items()})
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             raise ValueError(f"{_misfit(model, signature, batch)}. The model said: {error}") from error
 
     return forward, flat, kwargs
+
+
+def _copy(value):
+    """A copy that the model may overwrite; where it can, it carries a gradient, so that x_0 has one, too."""
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    if not torch.is_tensor(value):
+        return value
+    value = value.detach().clone()
+    return value.requires_grad_().clone() if value.is_floating_point() and torch.is_grad_enabled() else value
+
+
+def _want_gradients(model, modules, lr):
+    """What leads to x_0 carries gradients, for x_0's sake; the blocks' weights do only where lr asks for theirs."""
+    inner = {id(p) for m in modules for p in m.parameters()}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(id(parameter) not in inner or (lr is not None and parameter.requires_grad))
 
 
 def _binds(signature, *args):
@@ -183,7 +202,8 @@ def _labels(given):
 
 @contextlib.contextmanager
 def _as_it_was(model):
-    """Eval mode, no compiled code and no fused encoder inside; afterwards modes and random state are what they were."""
+    """Eval mode, no compiled code and no fused encoder inside; afterwards all flags and the random state are back."""
+    wants = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -192,11 +212,13 @@ def _as_it_was(model):
         stack.enter_context(torch.inference_mode(False))
         if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m, _ in modes):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.eval()
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            model.eval()
             yield
         finally:
+            for parameter, wanted in wants:
+                parameter.requires_grad_(wanted)
             torch.backends.mha.set_fastpath_enabled(fused)
             for module, training in modes:
                 module.training = training
