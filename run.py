@@ -97,14 +97,14 @@ def test(arguments):
     lint = [
         subprocess.call([str(python), "-m", "ruff", *part], cwd=ROOT) for part in (["check"], ["format", "--check"])
     ]
+    if any(lint):
+        print("run.py: ruff found something, so this run fails whatever the tests say", flush=True)
     if not any(a.startswith(("tests", "notebooks")) for a in arguments):
         notebooks = sorted(str(p.relative_to(ROOT)) for p in Path(ROOT, "notebooks").glob("*.ipynb"))
         # nbval takes every notebook it meets, and those under tests/ are material, not lessons
         arguments = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "tests", *notebooks, *arguments]
         arguments.append("--ignore-glob={}".format(ROOT / "tests" / "*.ipynb"))
     tests = subprocess.call([str(python), "-m", "pytest", *arguments], cwd=ROOT, env=env)
-    if any(lint):
-        print("run.py: ruff found something, see above", file=sys.stderr)
     return tests or max(lint)
 
 
