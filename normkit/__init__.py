@@ -15,6 +15,7 @@ _LAZY = {
     "DepthLab": "normkit.depth.lab",
     "Lab": "normkit.lab",
     "Profile": "normkit.profile",
+    "ask": "normkit.lesson",
     "depth": "normkit.depth",
     "labs": "normkit.lab",
     "layers": "normkit.layers",

@@ -74,9 +74,13 @@ class Curve:
                 continue
             value = np.asarray(value, dtype=np.float64)
             if value.shape != np.shape(self.x) or value.ndim != 1:
-                raise ValueError(f"curve {self.name!r}: {key} must have the shape of x {np.shape(self.x)}, got {value.shape}")
+                raise ValueError(
+                    f"curve {self.name!r}: {key} must have the shape of x {np.shape(self.x)}, got {value.shape}"
+                )
             if not np.isfinite(value).all():
-                raise ValueError(f"curve {self.name!r}: {key} holds {value[~np.isfinite(value)][0]}; a curve shows finite numbers")
+                raise ValueError(
+                    f"curve {self.name!r}: {key} holds {value[~np.isfinite(value)][0]}; a curve shows finite numbers"
+                )
             object.__setattr__(self, key, value)
 
     @property
@@ -104,7 +108,9 @@ def describe_figure(curves: Sequence[Curve], axes: Sequence[Axes]) -> dict:
         mine = [c for c in curves if c.axes == i]
         left = i * (width + GAP)
         suffix = "" if i == 0 else str(i + 1)
-        layout["xaxis" + suffix] = _axis(a.x, a.log_x, [c.x for c in mine], "y" + suffix, [left, left + width], pad=0.02)
+        layout["xaxis" + suffix] = _axis(
+            a.x, a.log_x, [c.x for c in mine], "y" + suffix, [left, left + width], pad=0.02
+        )
         ys = [v for c in mine for v in (c.y, c.lo, c.hi) if v is not None]
         layout["yaxis" + suffix] = _axis(a.y, a.log_y, ys, "x" + suffix, [0, 1], pad=0.06)
         layout["annotations"].append(
@@ -128,16 +134,41 @@ def _traces(c: Curve, a: Axes):
         floor = y.min(initial=1) * 1e-3 if a.log_y else -np.inf  # a band that reaches 0 has no place on a log axis
         lo = np.maximum(c.lo[keep], floor).astype(np.float64)
         hi = c.hi[keep].astype(np.float64)
-        band = {**base, "mode": "lines", "line": {"width": 0, "color": c.style.color}, "hoverinfo": "skip", "showlegend": False}
+        band = {
+            **base,
+            "mode": "lines",
+            "line": {"width": 0, "color": c.style.color},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
         yield {**band, "x": x, "y": lo}
         yield {**band, "x": x, "y": hi, "fill": "tonexty", "fillcolor": _alpha(c.style.color, 0.22)}
     hover = {"hovertemplate": f"{c.label}<br>{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<extra></extra>"}
     if c.kind == "theory":
-        yield {**base, **hover, "x": x, "y": y, "mode": "lines", "line": {"color": c.style.color, "width": 2.5, "dash": c.style.dash}}
+        yield {
+            **base,
+            **hover,
+            "x": x,
+            "y": y,
+            "mode": "lines",
+            "line": {"color": c.style.color, "width": 2.5, "dash": c.style.dash},
+        }
     elif c.kind == "toy":
-        yield {**base, **hover, "x": x, "y": y, "mode": "markers", "marker": {"color": c.style.color, "size": 6, "symbol": c.style.marker}}
+        yield {
+            **base,
+            **hover,
+            "x": x,
+            "y": y,
+            "mode": "markers",
+            "marker": {"color": c.style.color, "size": 6, "symbol": c.style.marker},
+        }
     else:
-        marker = {"color": c.style.color, "size": 11, "symbol": c.style.marker + "-open", "line": {"width": 2, "color": c.style.color}}
+        marker = {
+            "color": c.style.color,
+            "size": 11,
+            "symbol": c.style.marker + "-open",
+            "line": {"width": 2, "color": c.style.color},
+        }
         yield {**base, **hover, "x": x, "y": y, "mode": "markers", "marker": marker}
 
 
@@ -171,7 +202,9 @@ def log_ticks(lo: float, hi: float, most: int = 6) -> tuple[list[float], list[st
     if len(decades) >= 3:
         every = math.ceil(len(decades) / most)
         exponents = [d for d in decades if d % every == 0]
-        return [10.0**e for e in exponents], [f"{10.0**e:g}" if -3 <= e <= 4 else f"10<sup>{e}</sup>" for e in exponents]
+        return [10.0**e for e in exponents], [
+            f"{10.0**e:g}" if -3 <= e <= 4 else f"10<sup>{e}</sup>" for e in exponents
+        ]
     ticks = [m * 10.0**d for d in range(math.floor(lo), math.ceil(hi) + 1) for m in (1, 2, 5)]
     ticks = [t for t in ticks if lo <= math.log10(t) <= hi]
     if len(ticks) < 2:
@@ -189,7 +222,12 @@ def plotly_figure(description: dict):
     """The description as a plotly.graph_objects.Figure, with a legend, for a static or a saved figure."""
     import plotly.graph_objects as go
 
-    layout = {**description["layout"], "showlegend": True, "legend": {"orientation": "h", "y": -0.18}, "height": HEIGHT + 90}
+    layout = {
+        **description["layout"],
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": -0.18},
+        "height": HEIGHT + 90,
+    }
     layout["margin"] = {**MARGIN, "b": 110}
     return go.Figure({"data": description["data"], "layout": layout})
 

@@ -125,7 +125,9 @@ class Lab:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not low <= value <= high or (whole and value != int(value)):
             kind = "a whole number" if whole else "a number"
-            raise ValueError(f"{name} must be {kind} from {low} to {high}{control.unit and ' ' + control.unit}; got {value!r}.")
+            raise ValueError(
+                f"{name} must be {kind} from {low} to {high}{control.unit and ' ' + control.unit}; got {value!r}."
+            )
         return int(value) if whole else float(value)
 
     def set(self, **controls) -> "Lab":
@@ -202,12 +204,18 @@ class Lab:
             try:
                 state = json.loads(found[1] if found else text)
             except json.JSONDecodeError as error:
-                raise ValueError(f"this is no saved lab: {error}; pass what lab.state() returned or lab.save() wrote") from None
+                raise ValueError(
+                    f"this is no saved lab: {error}; pass what lab.state() returned or lab.save() wrote"
+                ) from None
         if not isinstance(state, dict) or not {"lab", "controls"} <= set(state):
-            raise ValueError(f"a lab's state has the keys 'lab' and 'controls', got {sorted(state) if isinstance(state, dict) else state!r}")
+            raise ValueError(
+                f"a lab's state has the keys 'lab' and 'controls', got {sorted(state) if isinstance(state, dict) else state!r}"
+            )
         kind = cls if cls.__name__ == state["lab"] else _lab(state["lab"])
         if not issubclass(kind, cls):
-            raise ValueError(f"this state is of {state['lab']}, not of {cls.__name__}: use {state['lab']}.load or Lab.load")
+            raise ValueError(
+                f"this state is of {state['lab']}, not of {cls.__name__}: use {state['lab']}.load or Lab.load"
+            )
         return kind().set(**state["controls"])
 
     def save(self, path: "str | os.PathLike") -> Path:
@@ -236,7 +244,7 @@ class Lab:
     def _repr_mimebundle_(self, **kwargs):
         text = {"text/plain": repr(self)}
         if os.environ.get("NORMKIT_STATIC"):
-            return {**self.figure()._repr_mimebundle_(), **text}
+            return {"application/vnd.plotly.v1+json": json.loads(self.figure().to_json()), **text}
         from normkit.panel import Panel
 
         panel = Panel(self)

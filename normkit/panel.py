@@ -33,20 +33,25 @@ class Panel(anywidget.AnyWidget):
             "streams": lab.stream is not None,
             "config": CONFIG,
             "controls": [
-                {"name": n, **c._asdict(), "values": list(c.values), "labels": [f"{v:g}" if c.slides else v for v in c.values]}
+                {
+                    "name": n,
+                    **c._asdict(),
+                    "values": list(c.values),
+                    "labels": [f"{v:g}" if c.slides else v for v in c.values],
+                }
                 for n, c in lab.declared().items()
             ],
         }
         super().__init__(face=face, controls=lab.controls())
         self.lab, self._thread, self._stop = lab, None, threading.Event()
         self.on_msg(self._received)
-        self._answer(0, "coarse" if lab.stream else "exact")
+        self._answer(0, "exact")
 
     def moved(self):
         """The lab was moved from Python: show it, computing exactly."""
         self._halt()
         self.controls = self.lab.controls()
-        self._answer(self.picture.get("seq", 0), "coarse" if self.lab.stream else "exact")
+        self._answer(self.picture.get("seq", 0), "exact")
 
     def _received(self, _, message, buffers):
         kind = message.get("kind")
@@ -66,7 +71,8 @@ class Panel(anywidget.AnyWidget):
             try:
                 if controls is not None:
                     self._apply(controls)
-                self._show(seq, quality, self.lab.run("coarse" if self.lab.stream else quality))
+                streams = self.lab.stream is not None  # then a move shows the start, and the button runs it
+                self._show(seq, "ready" if streams else quality, self.lab.run("coarse" if streams else quality))
             except Exception as error:
                 self._fail(seq, error)
                 raise
@@ -93,7 +99,14 @@ class Panel(anywidget.AnyWidget):
     def _fail(self, seq, error):
         text = f"{type(error).__name__}: {error}"
         trace = traceback.format_exc(limit=-3)
-        self.picture = {**self.picture, "seq": seq, "controls": self.lab.controls(), "running": False, "error": text, "trace": trace}
+        self.picture = {
+            **self.picture,
+            "seq": seq,
+            "controls": self.lab.controls(),
+            "running": False,
+            "error": text,
+            "trace": trace,
+        }
 
     # ---- labs that take long run beside the messages, one step at a time under the lock, so that Stop is heard
 

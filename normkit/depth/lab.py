@@ -51,11 +51,17 @@ class DepthLab(Lab):
     """
 
     placement: str = choice("pre", *PLACEMENTS, label="Placement", help="Where the normalization sits in each block.")
-    against: str = choice("nothing", "nothing", *PLACEMENTS, label="Compare with", help="A second placement in the same figure.")
+    against: str = choice(
+        "nothing", "nothing", *PLACEMENTS, label="Compare with", help="A second placement in the same figure."
+    )
     layers: int = slider(32, 1, 128, label="Depth", unit="layers", help="Residual branches in the stack.")
-    sublayer: str = choice("linear", "linear", "mlp", "attention", label="Branch", help="What each residual branch computes.")
+    sublayer: str = choice(
+        "linear", "linear", "mlp", "attention", label="Branch", help="What each residual branch computes."
+    )
     width: int = slider(128, 16, 128, step="x2", label="Width", unit="channels", help="Size of each token's vector.")
-    scale: str = choice("log", "log", "linear", label="Vertical axis", help="A power law is straight on neither: try both.")
+    scale: str = choice(
+        "log", "log", "linear", label="Vertical axis", help="A power law is straight on neither: try both."
+    )
     model: str = choice("none", "none", "trained", "MiniLM", label="Real model", help="Measured on a trained network.")
     real: Profile | None = field(default=None)
 
@@ -69,13 +75,19 @@ class DepthLab(Lab):
         for p in self.placements():
             if self.sublayer == "attention":  # tokens interact: no law for one of them, so real nets
                 tokens, seeds, width = (16, 6, self.width) if exact else (16, 3, 16)
-                toy = residual_profile(p, layers=self.layers, width=width, tokens=tokens, sublayer="attention", seeds=seeds, seed=0)
+                toy = residual_profile(
+                    p, layers=self.layers, width=width, tokens=tokens, sublayer="attention", seeds=seeds, seed=0
+                )
                 variance, _ = laws.attention_variance(p, self.layers, tokens)
             else:
                 seeds = 1000 if exact else 100
-                toy = exact_profile(p, layers=self.layers, width=self.width, sublayer=self.sublayer, seeds=seeds, seed=0)
+                toy = exact_profile(
+                    p, layers=self.layers, width=self.width, sublayer=self.sublayer, seeds=seeds, seed=0
+                )
                 variance = laws.variance(p, self.layers, matrices=1 if self.sublayer == "linear" else 2)
-                result[f"{p}.gradient.theory"] = laws.gradient(p, self.layers, matrices=1 if self.sublayer == "linear" else 2)
+                result[f"{p}.gradient.theory"] = laws.gradient(
+                    p, self.layers, matrices=1 if self.sublayer == "linear" else 2
+                )
             result[f"{p}.variance.theory"] = variance
             result[f"{p}.variance"], result[f"{p}.gradient"] = _summary(toy.variance), _summary(toy.gradient)
         return result

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 from jupyter_page import Page, chromium_browser, jupyterlab, write_notebook
 
@@ -16,7 +19,7 @@ def browser():
 
 
 @pytest.fixture
-def notebook(server, browser):
+def notebook(server, browser, request):
     """`notebook([cell, ...])` opens a notebook of these cells, `notebook(path="notebooks/...")` one of the kit's."""
     url, folder = server
     contexts = []
@@ -26,5 +29,8 @@ def notebook(server, browser):
         return Page(contexts[-1].new_page(), url, path or write_notebook(folder, cells))
 
     yield open_
-    for context in contexts:
+    for number, context in enumerate(contexts):
+        if os.environ.get("NORMKIT_SCREENSHOTS"):  # a folder: what the page looked like when the test ended
+            name = f"{request.node.name}_{number}.png".replace("/", "_")
+            context.pages[0].screenshot(path=Path(os.environ["NORMKIT_SCREENSHOTS"]) / name)
         context.close()

@@ -1,6 +1,7 @@
 """Real JupyterLab in real Chromium, for the browser tests and for latency.py."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -22,7 +23,9 @@ CALM = [
 def chromium() -> str:
     names = ("chromium", "chromium-browser", "google-chrome")
     found = os.environ.get("NORMKIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    assert found, "the browser tests need Chromium: install it (Debian: apt-get install chromium) or set NORMKIT_CHROMIUM"
+    assert found, (
+        "the browser tests need Chromium: install it (Debian: apt-get install chromium) or set NORMKIT_CHROMIUM"
+    )
     return found
 
 
@@ -33,14 +36,27 @@ def jupyterlab(folder: Path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=", "--allow-root", f"--ServerApp.root_dir={folder}"]
+    options = [
+        "--no-browser",
+        f"--port={port}",
+        "--IdentityProvider.token=",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder}",
+    ]
     settings = folder / ".settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)  # every cell in the page, also those out of sight, so that a test can wait for them
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings")}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
     env.pop("NORMKIT_STATIC", None)
     with open(folder / "server.log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, cwd=folder, env=env)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], stdout=log, stderr=log, cwd=folder, env=env
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(400):
@@ -84,13 +100,14 @@ class Page:
 
     def __init__(self, page, url, path):
         self.page = page
+        page.set_default_timeout(15_000)
         page.goto(f"{url}/lab/workspaces/w{time.time_ns()}/tree/{path}?reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)
 
     def menu(self, *names):
         for name in names:
-            self.page.get_by_role("menuitem", name=name, exact=True).click()
+            self.page.get_by_role("menuitem", name=re.compile(rf"^{name}( Ctrl.*)?$")).click()
 
     def run_all(self, timeout=90_000):
         """Run every cell, and wait until the last has its number."""
@@ -107,6 +124,12 @@ class Page:
             except NotYet:
                 self.page.keyboard.press("Escape")
         self.page.wait_for_function(f"() => ({prompts})().every(t => /\\[\\d+\\]/.test(t))", timeout=timeout)
+
+    def run_code(self, code):
+        """Type code into a new last cell and run it."""
+        self.page.get_by_role("button", name="Click to add a cell.").click()
+        self.page.keyboard.type(code)
+        self.page.keyboard.press("Shift+Enter")
 
     def lab(self, index=0):
         lab = self.page.locator(".nk-lab").nth(index)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from normkit.files import data_path, text
-from normkit.probing import main, minilm, probe, text_batch, write_profiles
+from normkit.probing import minilm, probe, text_batch, write_profiles
 from normkit.profile import Profile
 
 transformers = pytest.importorskip("transformers")
@@ -174,12 +174,6 @@ def test_the_stored_profile_of_minilm_is_measured_again(real, tmp_path):
     assert data_path("profiles.json").stat().st_size < 200_000
 
 
-def test_main_prints_the_table(real, tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("A short line.\n\nAnother one, a little longer.\n", encoding="utf-8")
-    main(None, tmp_path / "text.txt")
-    printed = capsys.readouterr()
-    assert "6 layers, 2 runs" in printed.out
-    assert len(printed.out.splitlines()) == 2 + 1 + 7
-    assert printed.err == ""
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        main(tmp_path)
+def test_loading_the_model_is_silent(real, capfd):
+    minilm()
+    assert capfd.readouterr() == ("", "")

@@ -212,6 +212,25 @@ def test_torch_transformer_encoder(batch_first):
         stream = block(stream)
 
 
+class Convolution(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+def test_images_have_channels_as_width():
+    x = torch.randn(2, 8, 5, 6)
+    profile = probe(nn.Sequential(nn.Conv2d(8, 8, 1), Convolution(8), Convolution(8)), x, name="images")
+    assert profile.layers == 2
+    with torch.no_grad():
+        model = nn.Sequential(Convolution(8), Convolution(8))
+        norm = x.double().norm(dim=1).mean((1, 2))
+    np.testing.assert_allclose(probe(model, x).norm[:, 0], norm, rtol=1e-12)
+
+
 class Attention(nn.Module):
     def forward(self, x):
         return x + torch.tanh(x @ x.mT) @ x
@@ -330,6 +349,13 @@ def test_a_model_without_blocks_says_what_was_looked_for(model):
         probe(model, torch.randn(2, 4))
 
 
+def test_a_model_made_for_inference_only_is_refused():
+    with torch.inference_mode():
+        model, x = pre(layers=2, width=16)
+    with pytest.raises(ValueError, match="build it outside"):
+        probe(model, x)
+
+
 def test_not_a_model():
-    with pytest.raises(TypeError, match="needs a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got dict"):
         probe({}, torch.randn(2, 4))
