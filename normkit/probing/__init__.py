@@ -1,6 +1,13 @@
 """Real models: `probe(model, batch)` gives the profile that the toys give. Needs torch, `minilm` also transformers."""
 
-from normkit.probing.core import probe
-from normkit.probing.real import main, minilm, text_batch, write_profiles
+try:
+    import torch  # noqa: F401
+except ModuleNotFoundError:
+    raise ImportError(
+        "probing a model needs torch: pip install 'normkit[torch]', or 'normkit[probe]' for text"
+    ) from None
 
-__all__ = ["main", "minilm", "probe", "text_batch", "write_profiles"]
+from normkit.probing.core import probe
+from normkit.probing.real import minilm, text_batch, write_profiles
+
+__all__ = ["minilm", "probe", "text_batch", "write_profiles"]

