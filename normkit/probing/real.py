@@ -36,9 +36,9 @@ def minilm():
 
 
 def text_batch(tokenizer, sentences, *, max_tokens=256) -> dict:
-    """{"input_ids", "attention_mask"}, each (sentences, longest), padded on the right, cut at max_tokens; no pad token is needed.
+    """{"input_ids", "attention_mask"}, each (sentences, longest), padded on the right; no pad token is needed.
 
-    Raises ValueError where there is no sentence or one has no token.
+    Sentences longer than max_tokens are cut. Raises ValueError where there is no sentence or one has no token.
     """
     sentences = [sentences] if isinstance(sentences, str) else list(sentences)
     if not sentences or not all(isinstance(s, str) for s in sentences):
