@@ -103,6 +103,16 @@ def test_a_model_without_attention_has_no_entropy():
     assert profile.layers == 3
 
 
+def test_layers_of_both_kinds_have_streams_but_no_common_entropy():
+    values = GROUPED | {"num_hidden_layers": 4, "attn_layer_offset": 1, "attn_layer_period": 2}
+    values = {k: v for k, v in values.items() if k != "head_dim"}
+    model = transformers.JambaForCausalLM(transformers.JambaConfig(**values))
+    with pytest.warns(UserWarning, match=r"was seen in blocks \[0, 2\], though the model has attention"):
+        profile = probe(model, batch("Jamba"))
+    assert profile.entropy is None
+    assert [heads is None for heads in profile.meta["entropy_heads"]] == [True, False, True, False]
+
+
 def test_a_language_models_gradient_is_each_sequences_own():
     model, _ = build("GPT2")
     ids = batch("GPT2", runs=1)["input_ids"]
@@ -158,8 +168,11 @@ def test_text_batch_pads_on_the_right_and_refuses_nothing_to_read(real):
     theirs = tokenizer(text()[:3], padding=True, return_tensors="pt")
     assert torch.equal(made["input_ids"], theirs["input_ids"])
     assert torch.equal(made["attention_mask"], theirs["attention_mask"])
+    assert text_batch(tokenizer, "one string is one sentence, cut here", max_tokens=4)["input_ids"].shape == (1, 4)
     with pytest.raises(ValueError, match="non-empty list of strings"):
         text_batch(tokenizer, [])
+    with pytest.raises(ValueError, match="makes no token of ''"):
+        text_batch(lambda sentence: {"input_ids": []}, [""])
 
 
 def test_the_stored_profile_of_minilm_is_measured_again(real, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import math
 import types
 
@@ -359,3 +360,27 @@ def test_a_model_made_for_inference_only_is_refused():
 def test_not_a_model():
     with pytest.raises(TypeError, match=r"needs a torch\.nn\.Module, got dict"):
         probe({}, torch.randn(2, 4))
+
+
+def test_a_mask_that_fits_no_token_is_not_used_and_said():
+    model, x = pre(layers=2, width=16)
+    with pytest.warns(UserWarning, match=r"mask does not fit and was not used: its shape is \(4, 5\)"):
+        profile = probe(model, {"x": x, "attention_mask": torch.ones(4, 5)})
+    np.testing.assert_array_equal(profile.variance, probe(model, x).variance)
+
+
+def test_the_batch_is_not_written_to():
+    x = slot_zero()
+    before = x.clone()
+    probe(copies(in_place=True), x)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+
+
+def test_a_profile_survives_json():
+    model, x = pre(layers=2, width=16)
+    profile = probe(model, x, name="mine", lr=0.1)
+    again = normkit.Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
+    assert again.name == "mine"
+    assert again.meta == profile.meta
+    np.testing.assert_array_equal(again.gradient, profile.gradient)
