@@ -121,143 +121,142 @@ def _careful(x, w, b, y, eps, centered):
             y[j] += b[j]
 
 
-def _family(centered):
-    """The kernels of layer_norm (centered) or rms_norm (not centered), specialized at compile time."""
-
-    @_row_sums
-    def sums(x, k):
-        """Mean of x - k and of (x - k)^2, float64 over partial sums in x's dtype."""
-        s = q = 0.0
-        for start in range(0, x.shape[0], _BLOCK):
-            block = x[start : start + _BLOCK]
-            a = b = x.dtype.type(0)
-            for j in range(block.shape[0]):
-                d = block[j] - k
-                a += d
-                b += d * d
-            s += a
-            q += b
-        return s / x.shape[0], q / x.shape[0]
-
-    @_row
-    def settle(x, k, m, q):
-        """Shift, mean and variance of a row from its sums about k = x[0]; about the mean if k lies 2 sigma off.
-
-        k is a sample, so (k - mean)^2 <= (n - 1) variance: the shift bounds the cancellation in q - m^2 whatever
-        the row's offset; the second pass bounds it by a constant.
-        """
-        if not centered:
-            return k, m, q
-        if m * m > 4 * (q - m * m):
-            k += x.dtype.type(m)
-            m, q = sums(x, k)
-        return k, m, q - m * m
-
-    @_row
-    def scale(x, variance, eps):
-        """1 / sqrt(variance + eps), or 0 where only the careful pass can be trusted."""
-        v = variance + eps
-        return x.dtype.type(1 / math.sqrt(v) if 1e-30 < v < math.inf else 0.0)
-
-    @_row_sums
-    def write(x, w, b, y, k, m, r):
-        for j in range(x.shape[0]):
-            if centered:
-                y[j] = _center(x[j], k, m) * r * w[j] + b[j]
-            else:
-                y[j] = x[j] * r * w[j]
-
-    @_row
-    def start(x):
-        return x[0] if centered else x.dtype.type(0)
-
-    @_row
-    def cached_rows(x, w, b, y, eps, first, last):
-        for i in range(first, last):
-            k = start(x[i])
-            m, q = sums(x[i], k)
-            k, m, variance = settle(x[i], k, m, q)
-            r = scale(x, variance, eps)
-            if r > 0:
-                write(x[i], w, b, y[i], k, x.dtype.type(m), r)
-            else:
-                _careful(x[i], w, b, y[i], eps, centered)
-
-    @_row_sums
-    def streamed_rows(x, w, b, y, eps, first, last, buffer):
-        """One loop writes a row and sums the following one; another stores it while memory is read further ahead."""
-        n = x.shape[1]
-        k = start(x[first])
-        m, q = sums(x[first], k)
-        for i in range(first, last):
-            row, following = x[i], x[min(i + 1, last - 1)]
-            k, m, variance = settle(row, k, m, q)
-            r, mean, shift = scale(row, variance, eps), x.dtype.type(m), start(following)
-            m = q = 0.0
-            for begin in range(0, n, _BLOCK):
-                end = min(begin + _BLOCK, n)
-                xs, ws, bs, ys, nexts = (
-                    row[begin:end],
-                    w[begin:end],
-                    b[begin:end],
-                    buffer[: end - begin],
-                    following[begin:end],
-                )
-                s1 = s2 = x.dtype.type(0)
-                for j in range(xs.shape[0]):
-                    d = nexts[j] - shift
-                    s1 += d
-                    s2 += d * d
-                    if centered:
-                        ys[j] = _center(xs[j], k, mean) * r * ws[j] + bs[j]
-                    else:
-                        ys[j] = xs[j] * r * ws[j]
-                m += s1 / n
-                q += s2 / n
-                _flush(ys, y[i][begin:end], nexts.ctypes.data + 2 * _BLOCK * x.itemsize)
-            if not r > 0:
-                _careful(row, w, b, y[i], eps, centered)
-            k = shift
-        _fence()
-
-    @numba.njit(cache=True, nogil=True)
-    def serial(x, w, b, y, eps):
-        cached_rows(x, w, b, y, eps, 0, x.shape[0])
-
-    @numba.njit(cache=True, nogil=True, parallel=True)
-    def parallel(x, w, b, y, eps, rows, stream):
-        for task in numba.prange(-(-x.shape[0] // rows)):
-            first, last = task * rows, min(task * rows + rows, x.shape[0])
-            if stream:
-                streamed_rows(x, w, b, y, eps, first, last, np.empty(_BLOCK, x.dtype))
-            else:
-                cached_rows(x, w, b, y, eps, first, last)
-
-    return serial, parallel
+@_row_sums
+def _sums(x, k):
+    """Mean of x - k and of (x - k)^2, float64 over partial sums in x's dtype."""
+    s = q = 0.0
+    for start in range(0, x.shape[0], _BLOCK):
+        block = x[start : start + _BLOCK]
+        a = b = x.dtype.type(0)
+        for j in range(block.shape[0]):
+            d = block[j] - k
+            a += d
+            b += d * d
+        s += a
+        q += b
+    return s / x.shape[0], q / x.shape[0]
 
 
-_LAYER = _family(True)
-_RMS = _family(False)
+@_row
+def _settle(x, k, m, q, centered):
+    """Shift, mean and variance of a row from its sums about k = x[0]; about the mean if k lies 2 sigma off.
+
+    k is a sample, so (k - mean)^2 <= (n - 1) variance: the shift bounds the cancellation in q - m^2 whatever
+    the row's offset; the second pass bounds it by a constant.
+    """
+    if not centered:
+        return k, m, q
+    if m * m > 4 * (q - m * m):
+        k += x.dtype.type(m)
+        m, q = _sums(x, k)
+    return k, m, q - m * m
+
+
+@_row
+def _scale(x, variance, eps):
+    """1 / sqrt(variance + eps), or 0 where only the careful pass can be trusted."""
+    v = variance + eps
+    return x.dtype.type(1 / math.sqrt(v) if 1e-30 < v < math.inf else 0.0)
+
+
+@_row_sums
+def _write(x, w, b, y, k, m, r, centered):
+    for j in range(x.shape[0]):
+        if centered:
+            y[j] = _center(x[j], k, m) * r * w[j] + b[j]
+        else:
+            y[j] = x[j] * r * w[j]
+
+
+@_row
+def _start(x, centered):
+    return x[0] if centered else x.dtype.type(0)
+
+
+@_row
+def _cached_rows(x, w, b, y, eps, first, last, centered):
+    for i in range(first, last):
+        k = _start(x[i], centered)
+        m, q = _sums(x[i], k)
+        k, m, variance = _settle(x[i], k, m, q, centered)
+        r = _scale(x, variance, eps)
+        if r > 0:
+            _write(x[i], w, b, y[i], k, x.dtype.type(m), r, centered)
+        else:
+            _careful(x[i], w, b, y[i], eps, centered)
+
+
+@_row_sums
+def _streamed_rows(x, w, b, y, eps, first, last, buffer, centered):
+    """One loop writes a row and sums the following one; another stores it while memory is read further ahead."""
+    n = x.shape[1]
+    k = _start(x[first], centered)
+    m, q = _sums(x[first], k)
+    for i in range(first, last):
+        row, following = x[i], x[min(i + 1, last - 1)]
+        k, m, variance = _settle(row, k, m, q, centered)
+        r, mean, shift = _scale(row, variance, eps), x.dtype.type(m), _start(following, centered)
+        m = q = 0.0
+        for begin in range(0, n, _BLOCK):
+            end = min(begin + _BLOCK, n)
+            xs, ws, bs, ys, nexts = (
+                row[begin:end],
+                w[begin:end],
+                b[begin:end],
+                buffer[: end - begin],
+                following[begin:end],
+            )
+            s1 = s2 = x.dtype.type(0)
+            for j in range(xs.shape[0]):
+                d = nexts[j] - shift
+                s1 += d
+                s2 += d * d
+                if centered:
+                    ys[j] = _center(xs[j], k, mean) * r * ws[j] + bs[j]
+                else:
+                    ys[j] = xs[j] * r * ws[j]
+            m += s1 / n
+            q += s2 / n
+            _flush(ys, y[i][begin:end], nexts.ctypes.data + 2 * _BLOCK * x.itemsize)
+        if not r > 0:
+            _careful(row, w, b, y[i], eps, centered)
+        k = shift
+    _fence()
+
+
+@numba.njit(cache=True, nogil=True)
+def _serial(x, w, b, y, eps, centered):
+    _cached_rows(x, w, b, y, eps, 0, x.shape[0], centered)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _parallel(x, w, b, y, eps, centered, rows, stream):
+    for task in numba.prange(-(-x.shape[0] // rows)):
+        first, last = task * rows, min(task * rows + rows, x.shape[0])
+        if stream:
+            _streamed_rows(x, w, b, y, eps, first, last, np.empty(_BLOCK, x.dtype), centered)
+        else:
+            _cached_rows(x, w, b, y, eps, first, last, centered)
 
 
 def layer_norm(x, weight=None, bias=None, *, eps=1e-5, out=None):
     """norms.layer_norm for NumPy arrays of one dtype, float32 or float64; NotImplemented for anything else."""
-    return _run(_LAYER, x, weight, bias, eps, out)
+    return _run(True, x, weight, bias, eps, out)
 
 
 def rms_norm(x, weight=None, *, eps=1e-6, out=None):
     """norms.rms_norm for NumPy arrays of one dtype, float32 or float64; NotImplemented for anything else."""
-    return _run(_RMS, x, weight, None, eps, out)
+    return _run(False, x, weight, None, eps, out)
 
 
-def _run(family, x, weight, bias, eps, out):
+def _run(centered, x, weight, bias, eps, out):
     if x.size == 0 or x.ndim == 0:
         return NotImplemented
     n, dtype = x.shape[-1], x.dtype
     for a in (weight, bias):
         if a is not None and (type(a) is not np.ndarray or a.dtype != dtype or a.shape != (n,)):
             return NotImplemented
-    if not (type(eps) is float and 0 <= eps < math.inf):
+    if type(eps) not in (float, int) or not 0 <= eps < math.inf:
         return NotImplemented
     if out is None:
         out = np.empty(x.shape, dtype)
@@ -266,15 +265,37 @@ def _run(family, x, weight, bias, eps, out):
     rows, y = np.ascontiguousarray(x).reshape(-1, n), out.reshape(-1, n)
     w = _constant(1, n, dtype) if weight is None else np.ascontiguousarray(weight)
     b = _constant(0, n, dtype) if bias is None else np.ascontiguousarray(bias)
-    serial, parallel = family
     if x.size < PARALLEL:
-        serial(rows, w, b, y, eps)
+        _serial(rows, w, b, y, float(eps), centered)
     else:
         with compute_lock:
-            parallel(rows, w, b, y, eps, max(1, _ROWS * _BLOCK // n), 2 * x.nbytes >= BEYOND_CACHE)
+            _parallel(rows, w, b, y, float(eps), centered, max(1, _ROWS * _BLOCK // n), 2 * x.nbytes >= BEYOND_CACHE)
     return out
 
 
 @functools.lru_cache(16)
 def _constant(value, n, dtype):
     return np.full(n, value, dtype)
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy_cached(x, y):
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = x[i, j]
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _copy_streamed(x, y, rows):
+    for task in numba.prange(-(-x.shape[0] // rows)):
+        for i in range(task * rows, min(task * rows + rows, x.shape[0])):
+            _flush(x[i], y[i], x[min(i + 3, x.shape[0] - 1)].ctypes.data)
+
+
+def copy_rows(x, y):
+    """Copy the 2-D array x to y by the same paths and threads as the norms: the benchmark's floor."""
+    if 2 * x.nbytes < BEYOND_CACHE:
+        _copy_cached(x, y)
+    else:
+        with compute_lock:
+            _copy_streamed(x, y, max(1, _ROWS * _BLOCK // x.shape[1]))
