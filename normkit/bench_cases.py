@@ -1,6 +1,7 @@
 """The benchmark's cases. A peer that is not installed is left out."""
 
 import ctypes
+import functools
 import importlib.util
 import itertools
 import subprocess
@@ -70,11 +71,11 @@ def _torch_norms(kind, x, affine, eps):
         with torch.no_grad():
             return eager(x, shape, *affine, eps=eps)
 
-    compiled = torch.compile(call, dynamic=False)
+    compiled = functools.cache(lambda: torch.compile(call, dynamic=False))  # loads the compiler when it is called
     return {
         "torch": lambda: call(*tensors),
         "torch, warm memory": _warm(lambda: call(*tensors)),
-        "torch.compile": _warm(lambda: compiled(*tensors)),
+        "torch.compile": _warm(lambda: compiled()(*tensors)),
     }
 
 
@@ -83,7 +84,7 @@ def _warm(function):
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return function
-    trim, mmap_max = -1, -4
+    trim, mmap_threshold, mmap_max = -1, -3, -4
 
     def warm():
         mallopt(trim, 2**31 - 1)
@@ -92,6 +93,7 @@ def _warm(function):
             return function()
         finally:
             mallopt(mmap_max, 65536)
+            mallopt(mmap_threshold, 32 * 2**20)  # where glibc's own threshold, now frozen, would have ended up
 
     return warm
 

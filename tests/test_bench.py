@@ -1,0 +1,106 @@
+"""The benchmark's own rules, on toy cases. Nothing here asserts a time."""
+
+import json
+
+import numpy as np
+import pytest
+
+from normkit import bench, bench_cases
+from normkit.bench import Case, Work
+
+
+def toy(**variants):
+    reference = np.arange(1.0, 5.0)
+    right = {"normkit": lambda: reference.astype(np.float32)}
+    return Case("toy", "", lambda: Work(right | variants, reference, {"copy": reference.copy}, repeat=2))
+
+
+def broken():
+    raise RuntimeError("no such thing here")
+
+
+def by_name(results):
+    return {r.variant: r for r in results}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda: np.arange(1.0, 5.0) * (1 + 1e-3), "exceeds"),
+        (lambda: np.full(4, np.nan), "exceeds"),
+        (lambda: np.ones(3), "shape"),
+        (broken, "RuntimeError: no such thing"),
+    ],
+)
+def test_a_wrong_variant_is_not_timed(wrong, why):
+    results = by_name(bench.run(cases=[toy(peer=wrong)], rounds=2))
+    assert why in results["peer"].refused
+    assert results["peer"].seconds is None
+    assert results["peer"].ratio is None
+    assert results["normkit"].refused is None
+    assert results["copy"].seconds > 0
+
+
+def test_rounds_are_interleaved_and_ratios_are_taken_round_by_round():
+    order = []
+
+    def clock(function, repeat):
+        order.append(function())
+        round_ = (len(order) - 1) // 3
+        return {0.0: 1, 1.0: 3, 2.0: 0.5}[order[-1]] * 10.0**round_  # a machine that slows tenfold every round
+
+    def setup():
+        variants = {"normkit": lambda: np.float64(0), "peer": lambda: np.float64(1)}
+        return Work(variants, np.array(2.0), {"floor": lambda: 2.0}, tolerance=1.0, clock=clock)
+
+    results = by_name(bench.run(cases=[Case("toy", "", setup)], rounds=3))
+    assert order == [0, 1, 2] * 3
+    assert results["normkit"].seconds == 10
+    assert (results["peer"].ratio, results["floor"].ratio) == (3, 0.5)
+    assert results["peer"].low <= results["peer"].seconds <= results["peer"].high
+
+
+def test_json(capsys):
+    assert bench.main(True, None, 1, [toy(peer=broken)]) == 0
+    text = json.loads(capsys.readouterr().out)
+    fields = {"case", "variant", "seconds", "low", "high", "ratio", "error", "refused"}
+    assert [r["variant"] for r in text["results"]] == ["normkit", "peer", "copy"]
+    assert all(set(r) == fields for r in text["results"])
+    assert set(text["machine"]) == {"system", "machine", "python"}
+
+
+def test_a_wrong_normkit_fails_the_run(capsys):
+    assert bench.main(False, "toy", 1, [toy(normkit=broken)]) == 1
+    assert "not timed" in capsys.readouterr().out
+
+
+def test_an_unknown_name_lists_the_known_ones(capsys):
+    assert bench.main(False, "layer_nrom") == 2
+    assert "layer_norm_32x64" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="rounds"):
+        bench.run(rounds=0)
+
+
+def test_the_cases_that_must_be_there():
+    names = {c.name for c in bench_cases.cases()}
+    sizes = ("32x64", "64x1024", "65536x1024")
+    assert names >= {f"{kind}_{size}" for kind in ("layer_norm", "rms_norm") for size in sizes}
+    assert names >= {"depth_theory", "depth_band", "depth_nets", "import", "first_result"}
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "rms_norm"])
+def test_a_small_norm_case_times_every_variant_but_the_compiler(kind):
+    work = bench_cases.norm(kind, 4, 8)
+    work.variants.pop("torch.compile", None)  # 10 s of compilation
+    small = Work(work.variants, work.reference, work.floors)
+    results = bench.run(cases=[Case(kind, "", lambda: small)], rounds=1)
+    assert not [r for r in results if r.refused]
+    assert {"normkit", "normkit, new output", "numpy", "torch", "torch, warm memory", "row copy"} <= by_name(
+        results
+    ).keys()
+
+
+@pytest.mark.parametrize("setup", [bench_cases.depth_theory, bench_cases.depth_band])
+def test_depth_cases_pass_their_check(setup):
+    results = bench.run(cases=[Case("depth", "", setup)], rounds=1)
+    assert not [r for r in results if r.refused]
