@@ -1,4 +1,9 @@
-"""Claims about signals at initialization: forward variance, gradients and fixed points. Thresholds: paper or law."""
+"""Claims about signals at initialization: forward variance, gradients and fixed points.
+
+Thresholds are the paper's or the law's; 0, no difference, where the sentence has no number; 10 % around an equality.
+"""
+
+from functools import cache
 
 import numpy as np
 
@@ -19,8 +24,9 @@ SUBLAYERS = ("linear", "mlp", "attention")
 LAYERS = 64
 
 
+@cache
 def profile(placement, sublayer, seed, layers=LAYERS, width=128, tokens=16):
-    """(variance, gradient) of one random net, both (layers+1,)."""
+    """(variance, gradient) of one random net, both (layers+1,); kept, since many claims look at the same nets."""
     found = residual_profile(
         placement, layers=layers, width=width, tokens=tokens, sublayer=sublayer, seeds=1, seed=seed, dtype=np.float64
     )
@@ -136,11 +142,11 @@ def pre_gradient_follows(seed):
 @claim(
     **MIX,
     id="pre-ln-deep-gradients-shrink",
-    statement="With Pre-LN gradients are smaller in deep layers than in early ones, at most half",
+    statement="With Pre-LN gradients are smaller in deep layers than in early ones (here: at initialization)",
     regimes=SUBLAYERS,
     statistic="log mean-square gradient, stream at layer 60 over layer 4",
     direction="<",
-    threshold=float(np.log(0.5)),
+    threshold=0.0,
     seeds=40,
     budget_s=10,
 )
@@ -151,11 +157,11 @@ def pre_deep_gradients(seed):
 @claim(
     **MIX,
     id="post-ln-early-gradients-vanish",
-    statement="With Post-LN gradients vanish toward the early layers: they are at most half of those in deep layers",
+    statement="With Post-LN gradients are smaller in early layers than in deep ones (here: at initialization)",
     regimes=SUBLAYERS,
     statistic="log mean-square gradient, stream at layer 4 over layer 60",
     direction="<",
-    threshold=float(np.log(0.5)),
+    threshold=0.0,
     seeds=40,
     budget_s=10,
 )

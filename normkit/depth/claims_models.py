@@ -1,0 +1,173 @@
+"""Claims about what a norm does in a given model: equal models, outliers that rescale, a proxy for the nuclear norm."""
+
+import timeit
+
+import numpy as np
+
+from normkit.depth.nuclear import mnn, nuclear_norm, prepare
+from normkit.depth.placement import residual_step
+from normkit.layers import layer_norm, rms_norm
+from normkit.ledger import claim
+from normkit.rng import stream
+
+RMS = {"paper": "Pre-RMSNorm", "arxiv": "2305.14858"}
+SINKS = {"paper": "Residual sinks", "arxiv": "2601.22966"}
+NUCLEAR = {"paper": "Matrix Nuclear-Norm", "arxiv": "2410.10672"}
+
+
+def output_and_gradient(seed, norm, recenter, placement="pre", layers=12, width=64, tokens=16):
+    """Output (tokens, width) of a float64 stack of tanh branches W2 tanh(W1 h), normed, and its gradient in all W.
+
+    `recenter` takes the mean over features out of the input and of every matrix that writes to the stream, in the
+    forward pass, so that gradients reach the same parameters (2305.14858, section 3).
+    """
+    import torch
+
+    draws = stream(seed, "equivalence")
+    x, g = torch.from_numpy(draws.normal(0.3, 1.0, (2, tokens, width)))
+    w = torch.from_numpy(draws.normal(size=(layers, 2, width, width)) / np.sqrt(width)).requires_grad_()
+
+    def center(a):
+        return a - a.mean(-1, keepdim=True) if recenter else a
+
+    x = center(x)
+    for layer, (w1, w2) in enumerate(w):
+        writes = center(w2)
+        x = residual_step(x, lambda h, r=w1, v=writes: torch.tanh(h @ r) @ v, placement, layer, layers, norm)
+    y = norm(x)
+    return y.detach().numpy(), torch.autograd.grad((y * g).sum(), w)[0].numpy()
+
+
+def relative_error(a, b):
+    """log10 of |a - b| / |b|, Frobenius, from 1e-17 up."""
+    return np.log10(max(np.linalg.norm(a - b) / np.linalg.norm(b), 1e-17))
+
+
+@claim(
+    **RMS,
+    id="pre-ln-equals-pre-rmsnorm",
+    statement="A Pre-LN net and its Pre-RMSNorm net with recentered stream are the same function, in use and training",
+    regimes=("output", "gradient"),
+    statistic="log10 relative difference after 12 blocks in float64",
+    direction="<",
+    threshold=-12.0,
+    seeds=10,
+    budget_s=5,
+)
+def rmsnorm_equals(seed):
+    layernorm = output_and_gradient(seed, lambda x: layer_norm(x, eps=1e-5), recenter=False)
+    rmsnorm = output_and_gradient(seed, lambda x: rms_norm(x, eps=1e-5), recenter=True)
+    return [relative_error(a, b) for a, b in zip(rmsnorm, layernorm, strict=True)]
+
+
+def other_outputs(seed, clip=np.inf, width=64):
+    """rms of the RMSNorm outputs of ordinary features beside an outlier of size 10, 100 and 1000, clipped at `clip`."""
+    x = stream(seed, "sink").normal(size=(256, width))
+    return [rms(rms_norm(np.column_stack([x, np.full(256, min(s, clip))]))[:, :-1]) for s in (10.0, 100.0, 1000.0)]
+
+
+def rms(x):
+    return np.sqrt(np.mean(x**2))
+
+
+@claim(
+    **SINKS,
+    id="outlier-rescales-others",
+    statement="An outlier feature acts through the norm: it scales down all others, without adding content of its own",
+    regimes=("outlier 10", "outlier 100", "outlier 1000"),
+    statistic="log rms of the other normalized features, with the outlier over without",
+    direction="<",
+    threshold=0.0,
+    seeds=10,
+    budget_s=2,
+)
+def outlier_rescales(seed):
+    return np.log(other_outputs(seed)) - np.log(other_outputs(seed, clip=0.0))
+
+
+@claim(
+    **SINKS,
+    id="clipping-outliers-undoes-rescaling",
+    statement="Clipping outliers while the norm stays undoes their scaling of the other features",
+    regimes=("outlier 10", "outlier 100", "outlier 1000"),
+    statistic="log rms of the other normalized features, outlier clipped at 5 over unclipped",
+    direction=">",
+    threshold=0.0,
+    seeds=10,
+    budget_s=2,
+)
+def clipping_rescales(seed):
+    return np.log(other_outputs(seed, clip=5.0)) - np.log(other_outputs(seed))
+
+
+def representations(seed, rank, tokens=128, width=64):
+    """(tokens, width) Gaussian representations of that rank, in a random basis."""
+    draws = stream(seed, "representations", rank)
+    return draws.normal(size=(tokens, rank)) @ draws.normal(size=(rank, width))
+
+
+@claim(
+    **NUCLEAR,
+    id="mnn-approximates-nuclear-norm",
+    statement="The Matrix Nuclear-Norm approximates the nuclear norm of the representations, within 10 %",
+    regimes=("in the singular basis", "rank 64, random basis", "rank 8, random basis"),
+    statistic="log ratio, Matrix Nuclear-Norm over nuclear norm",
+    direction="within",
+    threshold=(-0.1, 0.1),
+    seeds=20,
+    budget_s=2,
+)
+def mnn_approximates(seed):
+    full, low = representations(seed, 64), representations(seed, 8)
+    aligned = full @ np.linalg.svd(prepare(full))[2].T
+    return [np.log(mnn(x, per_token=False) / nuclear_norm(prepare(x))) for x in (aligned, full, low)]
+
+
+@claim(
+    **NUCLEAR,
+    id="mnn-captures-diversity",
+    statement="The Matrix Nuclear-Norm captures diversity: it falls with rank at least half as far as the nuclear norm",
+    regimes=("rank 64 to 16", "rank 64 to 4", "rank 64 to 1"),
+    statistic="log fall of the Matrix Nuclear-Norm over log fall of the nuclear norm, random basis",
+    direction=">",
+    threshold=0.5,
+    seeds=20,
+    budget_s=2,
+)
+def mnn_diversity(seed):
+    full = representations(seed, 64)
+    lows = [representations(seed, rank) for rank in (16, 4, 1)]
+    proxy = [np.log(mnn(full) / mnn(x)) for x in lows]
+    exact = [np.log(nuclear_norm(prepare(full)) / nuclear_norm(prepare(x))) for x in lows]
+    return np.divide(proxy, exact)
+
+
+@claim(
+    **NUCLEAR,
+    id="mnn-faster-than-matrix-entropy",
+    statement="The Matrix Nuclear-Norm takes at most an eighth of the time of matrix entropy by singular values",
+    regimes=("256 x 256", "512 x 512"),
+    statistic="log time ratio, matrix entropy over Matrix Nuclear-Norm",
+    direction=">",
+    threshold=float(np.log(8.0)),
+    seeds=5,
+    budget_s=20,
+)
+def mnn_faster(seed):
+    return [np.log(seconds(matrix_entropy, x) / seconds(mnn, x)) for x in map(square(seed), (256, 512))]
+
+
+def square(seed):
+    return lambda size: stream(seed, "square", size).normal(size=(size, size))
+
+
+def matrix_entropy(x):
+    """Entropy of the squared singular values of the prepared x, scaled to sum to 1."""
+    p = np.linalg.svd(prepare(x), compute_uv=False) ** 2
+    p = p[p > 0] / p.sum()
+    return -(p * np.log(p)).sum()
+
+
+def seconds(work, x):
+    """The shortest of 5 runs."""
+    return min(timeit.repeat(lambda: work(x), number=1, repeat=5))
