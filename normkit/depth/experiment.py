@@ -226,7 +226,35 @@ def _mean_square(x):
 
 # ---- random numbers -------------------------------------------------------------------------------------------------
 
-_cache, _lock = OrderedDict(), threading.Lock()
+
+class _Kept(OrderedDict):
+    """Arrays by key, at most CACHE_BYTES of them; the one used longest ago goes first. Locked: labs run two threads."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock, self.nbytes = threading.Lock(), 0
+
+    def recall(self, key):
+        with self.lock:
+            if key in self:
+                self.move_to_end(key)
+            return self.get(key)
+
+    def keep(self, key, array):
+        with self.lock:
+            if key not in self:
+                self[key] = array
+                self.nbytes += array.nbytes
+            while self.nbytes > CACHE_BYTES:
+                self.nbytes -= self.popitem(last=False)[1].nbytes
+
+    def clear(self):
+        with self.lock:
+            super().clear()
+            self.nbytes = 0
+
+
+_cache = _Kept()
 
 
 def _normal(shape, seed, run, *path):
@@ -237,16 +265,10 @@ def _normal(shape, seed, run, *path):
 def _weights(seed, run, layer, width, matrices):
     """(matrices, width, width), entries N(0, 1/width); read-only, kept up to CACHE_BYTES, oldest use dropped first."""
     key = (int(seed), run, layer, width, matrices)
-    with _lock:  # a lab's callbacks run in a second thread
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    w = _normal((matrices, width, width), seed, run, "weights", layer)
-    w *= np.float32(width**-0.5)
-    w.flags.writeable = False
-    with _lock:
-        _cache[key] = w
-        excess = sum(kept.nbytes for kept in _cache.values()) - CACHE_BYTES
-        while excess > 0:
-            excess -= _cache.popitem(last=False)[1].nbytes
+    w = _cache.recall(key)
+    if w is None:
+        w = _normal((matrices, width, width), seed, run, "weights", layer)
+        w *= np.float32(width**-0.5)
+        w.flags.writeable = False
+        _cache.keep(key, w)
     return w
