@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from normkit import ledger
-from normkit.depth import claims_init, exact_profile, laws
+from normkit.depth import claims_digits, claims_init, claims_models, claims_trained, exact_profile, laws
 from normkit.depth.claims import CLAIMS
 from normkit.files import data_path
+from normkit.layers import layer_norm, rms_norm
+from normkit.rng import stream
 from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
 
 CHEAP_S = 5  # claims of this budget are run again here
@@ -128,6 +130,80 @@ def test_the_gradient_of_the_last_matrix_against_the_chain_rule():
     # peri: a norm follows W2 and takes the scale of h away, but for eps = 1e-6 beside a mean square of order 1
     ratio = claims_init.last_matrix_gradient("peri", 3, 7.0) / claims_init.last_matrix_gradient("peri", 3, 1.0)
     assert ratio == pytest.approx(1.0, abs=1e-4)
+
+
+# ---- given models, small nets, transformers -------------------------------------------------------------------------
+
+
+def test_rmsnorm_without_recentering_is_another_function():
+    layernorm = claims_models.output_and_gradient(0, layer_norm, recenter=False)
+    rmsnorm = claims_models.output_and_gradient(0, rms_norm, recenter=False)
+    for a, b in zip(rmsnorm, layernorm, strict=True):
+        assert claims_models.relative_error(a, b) > -2  # so that the claim's -12 means something
+
+
+def test_relative_error_is_in_decades():
+    x = np.ones((3, 4))
+    assert claims_models.relative_error(x * (1 + 1e-5), x) == pytest.approx(-5, abs=1e-6)
+    assert claims_models.relative_error(x, x) == -17
+
+
+def test_an_outlier_rescales_by_the_law():
+    x = stream(3, "sink").normal(size=(256, 64))
+    for size, found in zip((10.0, 100.0, 1000.0), claims_models.other_outputs(3), strict=True):
+        scaled = x * np.sqrt(65 / (np.sum(x**2, axis=1, keepdims=True) + size**2))
+        assert found == pytest.approx(np.sqrt(np.mean(scaled**2)), rel=1e-5)  # eps = 1e-6 beside a mean square near 1
+    assert len(set(claims_models.other_outputs(3, clip=5.0))) == 1
+
+
+@pytest.mark.parametrize("rank", [1, 8, 64])
+def test_representations_have_the_rank_they_say(rank):
+    x = claims_models.representations(0, rank)
+    assert (x.shape, np.linalg.matrix_rank(x)) == ((128, 64), rank)
+
+
+def test_matrix_entropy_of_orthogonal_rows():
+    x = np.concatenate([np.eye(8), -np.eye(8)])  # mean token 0, unit rows, 8 equal singular values
+    assert claims_models.matrix_entropy(x) == pytest.approx(math.log(8), rel=1e-12)
+
+
+def test_digits_are_split_and_standardized():
+    x, y, test_x, test_y = claims_digits.images()
+    assert (x.shape, y.shape, test_x.shape, test_y.shape) == ((1200, 64), (1200,), (597, 64), (597,))
+    both = np.concatenate([x.numpy(), test_x.numpy()])
+    assert [both.mean(), both.std()] == pytest.approx([0, 1], abs=1e-5)
+    assert set(np.unique(test_y)) == set(range(10))
+
+
+def test_fit_learns_and_repeats_itself():
+    def losses(steps):
+        w = claims_digits.matrices(0, 64, 10)
+        return claims_digits.fit(lambda x: x @ w, [w], 0, steps=steps)
+
+    before, after = losses(1)[1], losses(60)[1]
+    assert after < 0.5 * before
+    assert losses(60)[1] == after
+
+
+def test_weights_have_variance_gain_over_fan_in():
+    w = claims_digits.matrices(1, 3, 256, 128, gain=2.0).detach().numpy()
+    assert w.var() == pytest.approx(2 / 256, rel=5 * math.sqrt(2 / w.size))
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_a_trained_run_is_its_last_tenth_and_divergence_is_chance(monkeypatch, diverged):
+    def train(placement, **options):
+        for step in range(0, options["steps"] + 1, options["every"]):
+            done = step == options["steps"]
+            bad = diverged and done
+            yield {"step": step, "loss": float(step), "variance": None if bad else np.arange(9.0), "diverged": bad}
+
+    claims_trained.trained.cache_clear()
+    monkeypatch.setattr("normkit.depth.training.train", train)
+    loss, variance = claims_trained.trained("pre", 0.1, 0)
+    claims_trained.trained.cache_clear()
+    assert loss == pytest.approx(math.log(16) if diverged else (185 + 190 + 195 + 200) / 4)
+    assert np.isnan(variance).all() if diverged else variance[-1] == 8
 
 
 # ---- the null control -----------------------------------------------------------------------------------------------
