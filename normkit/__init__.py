@@ -13,12 +13,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DepthLab": "normkit.depth.lab",
+    "DepthTrainingLab": "normkit.depth.training_lab",
     "Lab": "normkit.lab",
     "Profile": "normkit.profile",
     "ask": "normkit.lesson",
     "depth": "normkit.depth",
     "labs": "normkit.lab",
     "layers": "normkit.layers",
+    "lesson": "normkit.lesson",
     "probe": "normkit.probing",
 }
 __all__ = ["__version__", *_LAZY]

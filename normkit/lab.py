@@ -23,7 +23,7 @@ from normkit import __version__
 from normkit.arrays import compute_lock
 from normkit.figures import Axes, Curve, describe_figure, plotly_figure
 
-_LABS = {"DepthLab": "normkit.depth.lab", "DepthTrainingLab": "normkit.depth.lab"}
+_LABS = {"DepthLab": "normkit.depth.lab", "DepthTrainingLab": "normkit.depth.training_lab"}
 
 
 class Control(NamedTuple):
@@ -160,9 +160,7 @@ class Lab:
         if quality not in ("coarse", "exact"):
             raise ValueError(f"quality must be 'coarse' or 'exact', got {quality!r}")
         if self.stream is not None and quality == "exact":
-            result = None
-            for _, result in self.stream():
-                pass
+            *_, (_, result) = self.stream()
             return result
         with compute_lock:
             return self.compute(quality)
@@ -216,7 +214,12 @@ class Lab:
             raise ValueError(
                 f"this state is of {state['lab']}, not of {cls.__name__}: use {state['lab']}.load or Lab.load"
             )
-        return kind().set(**state["controls"])
+        return kind.from_state(state).set(**state["controls"])
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Lab":
+        """A lab with what its state holds besides the controls; a subclass that adds to `state` reads it here."""
+        return cls()
 
     def save(self, path: "str | os.PathLike") -> Path:
         """Write the lab: .html is a figure that needs no network, with the state inside; .json the state alone."""

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from importlib.resources import files
 
+import numpy as np
+
 from normkit.lab import Text
 
 
@@ -59,6 +61,32 @@ class Question:
 def ask(prompt: str, *options, answer, why: str = "") -> Question:
     """A `Question`, to be the last line of a cell."""
     return Question(prompt, *options, answer=answer, why=why)
+
+
+def check(
+    yours: Callable, truth: Callable, points, mistakes: dict[str, Callable] | None = None, rtol: float = 1e-6
+) -> Text:
+    """Compare a learner's function with the truth at `points`; names the mistake when the answers are those of a known one.
+
+    `mistakes` maps what went wrong to the function one gets then. An error in the learner's function is reported, not
+    raised, so that the notebook goes on. Raises ValueError for a mistake that cannot be told from the truth there.
+    """
+    right = np.array([truth(p) for p in points], dtype=float)
+    wrong = {name: np.array([f(p) for p in points], dtype=float) for name, f in (mistakes or {}).items()}
+    for name, values in wrong.items():
+        if np.allclose(values, right, rtol=rtol, atol=0):
+            raise ValueError(f"at {list(points)} the mistake {name!r} gives the right answer: choose other points")
+    try:
+        have = np.array([yours(p) for p in points], dtype=float)
+    except Exception as error:
+        return Text(f"Not yet: your function raised {type(error).__name__}: {error}")
+    if np.allclose(have, right, rtol=rtol, atol=0):
+        return Text("Right.")
+    for name, values in wrong.items():
+        if np.allclose(have, values, rtol=rtol, atol=0):
+            return Text(f"Not yet: {name}.")
+    at = int(np.argmax(~np.isclose(have, right, rtol=rtol, atol=0)))
+    return Text(f"Not yet: at {points[at]} yours is {have[at]:.6g}, it should be {right[at]:.6g}.")
 
 
 def _widget(question):

@@ -1,5 +1,6 @@
 """A small lab with a law it must keep, a slow stream and a crash, for the tests of labs."""
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,3 +47,14 @@ class ToyStream(ToyLab):
             if self.slope == 2.0 and n == 3:
                 raise FloatingPointError("diverged at step 3; lower the slope")
             yield n / 4, {"x": np.arange(n + 1), "y": 1 + self.slope * np.arange(n + 1)}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ThreadLab(ToyLab):
+    """A line that is called after the thread that computed it"""
+
+    def compute(self, quality):
+        return super().compute(quality) | {"thread": threading.current_thread().name}
+
+    def curves(self, r):
+        return [Curve(r["thread"], "theory", r["x"], r["y"], style(0), axes=i) for i in range(2)]

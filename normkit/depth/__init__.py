@@ -23,6 +23,7 @@ _LAZY = {
             "sharing",
             "sinks",
             "training",
+            "training_lab",
             "transformer",
         )
     ),

@@ -1,4 +1,4 @@
-"""The depth labs: the residual stream and its gradient, layer by layer, at initialization and while a network trains."""
+"""The depth lab: the residual stream and its gradient, layer by layer, for every placement of the norm."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,7 +32,7 @@ def _stored() -> dict[str, Profile]:
 
 
 def profile_curves(profile: Profile, look=REAL) -> list[Curve]:
-    """A measured profile as dots: mean over its runs in panel 0 (variance) and panel 1 (gradient), middle 90 % as band."""
+    """A measured profile as dots: mean over runs, middle 90 % as band; variance in panel 0, gradient in panel 1."""
     curves = []
     for axes, values in enumerate((profile.variance, profile.gradient)):
         if values is not None:
@@ -62,8 +62,22 @@ class DepthLab(Lab):
     scale: str = choice(
         "log", "log", "linear", label="Vertical axis", help="A power law is straight on neither: try both."
     )
-    model: str = choice("none", "none", "trained", "MiniLM", label="Real model", help="Measured on a trained network.")
+    model: str = choice(
+        "trained", "none", "trained", "MiniLM", label="Real model", help="Measured on a trained network."
+    )
     real: Profile | None = field(default=None)
+
+    def __post_init__(self):
+        if not isinstance(self.real, Profile | None):
+            raise TypeError(f"real must be a Profile, as normkit.probe(model, batch) returns it; got {type(self.real)}")
+        super().__post_init__()
+
+    def state(self):
+        return super().state() | ({"real": self.real.to_dict()} if self.real else {})
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(real=Profile.from_dict(state["real"]) if "real" in state else None)
 
     def placements(self) -> list[str]:
         return [self.placement] + [self.against] * (self.against not in ("nothing", self.placement))

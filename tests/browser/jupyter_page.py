@@ -125,12 +125,6 @@ class Page:
                 self.page.keyboard.press("Escape")
         self.page.wait_for_function(f"() => ({prompts})().every(t => /\\[\\d+\\]/.test(t))", timeout=timeout)
 
-    def run_code(self, code):
-        """Type code into a new last cell and run it."""
-        self.page.get_by_role("button", name="Click to add a cell.").click()
-        self.page.keyboard.type(code)
-        self.page.keyboard.press("Shift+Enter")
-
     def lab(self, index=0):
         lab = self.page.locator(".nk-lab").nth(index)
         lab.wait_for(timeout=60_000)
