@@ -227,10 +227,13 @@ def load(file: Path | None = None) -> dict[str, Verdict]:
 
 
 def save(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
-    """Put verdicts into the ledger file, in the place of older ones of the same id. An error replaces nothing."""
+    """Put verdicts into the ledger file, in the place of older ones of the same id. An error replaces nothing.
+
+    Verdicts of claims that the ledger no longer has are dropped.
+    """
     file = file or data_path() / "ledger.json"
     known = load(file) | {v.id: v for v in verdicts if v.error is None}
-    state = {"schema": SCHEMA, "verdicts": [known[id].to_dict() for id in sorted(known)]}
+    state = {"schema": SCHEMA, "verdicts": [known[id].to_dict() for id in sorted(known.keys() & claims().keys())]}
     file.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -239,8 +242,6 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
     known = claims()
     rows = ["| claim | paper | verdict | statistic: mean [interval] by regime | seeds |", "|---|---|---|---|---|"]
     for v in load().values() if verdicts is None else verdicts:
-        if v.id not in known:
-            continue  # the file may still hold a claim that was dropped since
         claim = known[v.id]
         cells = "; ".join(f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in v.regimes)
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper

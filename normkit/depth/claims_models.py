@@ -1,11 +1,16 @@
 """Claims about what a norm does in a given model: equal models, outliers that rescale, a proxy for the nuclear norm."""
 
 import timeit
+from functools import cache
 
 import numpy as np
 
+from normkit.depth.claims_init import RESIDUAL
+from normkit.depth.equivalence import random_stack, verify
+from normkit.depth.expansion import truncation_error
 from normkit.depth.nuclear import mnn, nuclear_norm, prepare
 from normkit.depth.placement import residual_step
+from normkit.depth.sinks import train_sink
 from normkit.layers import layer_norm, rms_norm
 from normkit.ledger import claim
 from normkit.rng import stream
@@ -60,10 +65,80 @@ def rmsnorm_equals(seed):
     return [relative_error(a, b) for a, b in zip(rmsnorm, layernorm, strict=True)]
 
 
-def other_outputs(seed, clip=np.inf, width=64):
-    """rms of the RMSNorm outputs of ordinary features beside an outlier of size 10, 100 and 1000, clipped at `clip`."""
+@claim(
+    **RMS,
+    id="pre-crmsnorm-lossless",
+    statement="Converting a Pre-LN net to Pre-RMSNorm, or to Pre-CRMSNorm with one feature less, keeps its outputs",
+    regimes=("rmsnorm", "crmsnorm"),
+    statistic="log10 of the largest output difference after 12 blocks in float64, outputs of order 1",
+    direction="<",
+    threshold=-12.0,
+    seeds=10,
+    budget_s=2,
+)
+def crmsnorm_lossless(seed):
+    inputs = stream(seed, "equivalence inputs").normal(size=(16, 8))
+    found = verify(random_stack(seed=seed), inputs)
+    return np.log10([max(found[name], 1e-17) for name in ("rmsnorm", "crmsnorm")])
+
+
+@claim(
+    **RESIDUAL,
+    id="residual-expansion-orders",
+    statement="A residual net is the sum over its paths: cut at order k, the error falls as branch scale to the k+1",
+    regimes=("order 0", "order 1", "order 2"),
+    statistic="log2 error ratio when the scale is halved, over k+1",
+    direction="within",
+    threshold=(0.9, 1.1),
+    seeds=10,
+    budget_s=5,
+)
+def expansion_orders(seed):
+    scales = (1 / 64, 1 / 128)
+    errors = [[truncation_error(scale, order, seed=seed) for scale in scales] for order in range(3)]
+    return [np.log2(whole / half) / (order + 1) for order, (whole, half) in enumerate(errors)]
+
+
+@cache
+def sink(arm, seed):
+    return train_sink(arm, seed=seed)
+
+
+@claim(
+    **SINKS,
+    id="clipping-outliers-hurts",
+    statement="Clipping the outliers of a trained net, with the norm in place, makes it worse",
+    regimes=("at 20", "at 10", "at 5", "at 2"),
+    statistic="log error ratio on the sink task, stream clipped over not clipped",
+    direction=">",
+    threshold=0.0,
+    seeds=5,
+    budget_s=30,
+)
+def clipping_hurts(seed):
+    return np.log(sink("plain", seed).clipped_loss / sink("plain", seed).loss)
+
+
+@claim(
+    **SINKS,
+    id="gates-replace-outliers",
+    statement="A gate after the norm takes over from outliers, and the net learns better with it",
+    regimes=("outlier", "loss"),
+    statistic="log ratio, GatedNorm over RMSNorm: largest over median feature, and training task's error",
+    direction="<",
+    threshold=0.0,
+    seeds=5,
+    budget_s=60,
+)
+def gates_replace(seed):
+    gated, plain = sink("gated", seed), sink("plain", seed)
+    return [np.log(gated.peak_to_median / plain.peak_to_median), np.log(gated.loss / plain.loss)]
+
+
+def other_outputs(seed, outliers, width=64):
+    """rms of the RMSNorm outputs of ordinary features beside an outlier of each size."""
     x = stream(seed, "sink").normal(size=(256, width))
-    return [rms(rms_norm(np.column_stack([x, np.full(256, min(s, clip))]))[:, :-1]) for s in (10.0, 100.0, 1000.0)]
+    return [rms(rms_norm(np.column_stack([x, np.full(256, s)]))[:, :-1]) for s in outliers]
 
 
 def rms(x):
@@ -82,22 +157,7 @@ def rms(x):
     budget_s=2,
 )
 def outlier_rescales(seed):
-    return np.log(other_outputs(seed)) - np.log(other_outputs(seed, clip=0.0))
-
-
-@claim(
-    **SINKS,
-    id="clipping-outliers-undoes-rescaling",
-    statement="Clipping outliers while the norm stays undoes their scaling of the other features",
-    regimes=("outlier 10", "outlier 100", "outlier 1000"),
-    statistic="log rms of the other normalized features, outlier clipped at 5 over unclipped",
-    direction=">",
-    threshold=0.0,
-    seeds=10,
-    budget_s=2,
-)
-def clipping_rescales(seed):
-    return np.log(other_outputs(seed, clip=5.0)) - np.log(other_outputs(seed))
+    return np.log(other_outputs(seed, (10.0, 100.0, 1000.0))) - np.log(other_outputs(seed, (0.0,)))
 
 
 def representations(seed, rank, tokens=128, width=64):

@@ -149,11 +149,10 @@ def test_relative_error_is_in_decades():
 
 
 def test_an_outlier_rescales_by_the_law():
-    x = stream(3, "sink").normal(size=(256, 64))
-    for size, found in zip((10.0, 100.0, 1000.0), claims_models.other_outputs(3), strict=True):
+    x, sizes = stream(3, "sink").normal(size=(256, 64)), (0.0, 10.0, 1000.0)
+    for size, found in zip(sizes, claims_models.other_outputs(3, sizes), strict=True):
         scaled = x * np.sqrt(65 / (np.sum(x**2, axis=1, keepdims=True) + size**2))
         assert found == pytest.approx(np.sqrt(np.mean(scaled**2)), rel=1e-5)  # eps = 1e-6 beside a mean square near 1
-    assert len(set(claims_models.other_outputs(3, clip=5.0))) == 1
 
 
 @pytest.mark.parametrize("rank", [1, 8, 64])
