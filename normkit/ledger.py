@@ -241,8 +241,9 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
     """Markdown table of the ledger (of the last written run, unless given): claim, paper, verdict, effect, interval."""
     known = claims()
     rows = ["| claim | paper | verdict | statistic: mean [interval] by regime | seeds |", "|---|---|---|---|---|"]
-    for v in load().values() if verdicts is None else verdicts:
-        claim = known[v.id]
+    found = {v.id: v for v in (load().values() if verdicts is None else verdicts)}
+    for claim in [known[id] for id in known if id in found]:  # in the order of the claims, which is by paper
+        v = found[claim.id]
         cells = "; ".join(f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in v.regimes)
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
         shown = cells and f"{claim.statistic} ({_wanted(claim)}): {cells}"
