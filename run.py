@@ -74,6 +74,9 @@ def lab(arguments):
         arguments = ["--allow-root", *arguments]  # a container: JupyterLab would refuse to start
     command = [str(python), "-m", "jupyterlab", str(Path("notebooks", "00_start.ipynb")), *arguments]
     os.chdir(ROOT)
+    lessons = sorted(map(str, Path("notebooks").glob("*.ipynb")))
+    # JupyterLab shows a notebook's saved pictures only if it was trusted on this machine
+    subprocess.call([str(python), "-m", "jupyter", "trust", *lessons], stdout=subprocess.DEVNULL)
     if os.name != "nt":
         os.execv(command[0], command)  # signals reach JupyterLab itself
     try:

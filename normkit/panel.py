@@ -1,9 +1,11 @@
 """Panel: a lab's live face in JupyterLab, one widget with named controls, a fast canvas, and plotly when it rests.
 
-Messages from the page: {kind: "move", seq, controls, quality}, {kind: "start"}, {kind: "stop"}, {kind: "plotly"}.
+Messages from the page: {kind: "move", seq, controls, quality}, {kind: "start"}, {kind: "stop"},
+{kind: "hello"}, {kind: "plotly"}.
 Answers: the trait `picture`, with the seq of the move it answers, so that the page never draws a stale one.
 """
 
+import gzip
 import threading
 import traceback
 from functools import cache
@@ -62,6 +64,8 @@ class Panel(anywidget.AnyWidget):
             self._start(message["seq"])
         elif kind == "stop":
             self._halt()
+        elif kind == "hello":
+            self.send({"kind": "hello"})
         elif kind == "plotly":
             self.send({"kind": "plotly"}, [_plotly_js()])
 
@@ -161,5 +165,8 @@ def _packed(value):
 
 @cache
 def _plotly_js():
-    """plotly.js as plotly.py ships it: sent once a page on demand, never stored in a notebook."""
-    return (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    """plotly.js as plotly.py ships it: sent once a page on demand, never stored in a notebook.
+
+    Compressed: 5 MB at once would exceed the data rate that Jupyter's server lets through, and be dropped.
+    """
+    return gzip.compress((files("plotly") / "package_data" / "plotly.min.js").read_bytes(), compresslevel=6, mtime=0)

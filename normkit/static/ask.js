@@ -1,10 +1,8 @@
 // A prediction: pick, commit, then read what the kit computed. Once committed it stays.
 
-let groups = 0;
-
 export default {
   render({ model, el }) {
-    const name = `nk-ask-${++groups}`;
+    const name = `nk-ask-${Math.random().toString(36).slice(2)}`;
     const set = document.createElement("fieldset");
     const legend = document.createElement("legend");
     legend.textContent = model.get("prompt");

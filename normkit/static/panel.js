@@ -3,7 +3,6 @@
 
 const REST_MS = 120; // a slider that has not moved for this long is at rest
 const RELEASE_KEYS = "Arrow keys: one step. Page Up and Page Down: a tenth of the range. Home and End: the ends.";
-let ids = 0;
 
 const el = (tag, props = {}, ...children) => {
   const node = document.createElement(tag);
@@ -19,13 +18,19 @@ function plotly(model) {
     const receive = async (message, buffers) => {
       if (message.kind !== "plotly") return;
       model.off("msg:custom", receive);
+      const packed = new Blob([buffers[0]]).stream().pipeThrough(new DecompressionStream("gzip"));
+      const code = await new Response(packed).blob();
       const head = "const module={exports:{}};let exports=module.exports,define;";
-      const source = new Blob([head, buffers[0], ";export default module.exports;"], { type: "text/javascript" });
+      const source = new Blob([head, code, ";export default module.exports;"], { type: "text/javascript" });
       const url = URL.createObjectURL(source);
       import(url).then((m) => resolve(m.default), reject).finally(() => URL.revokeObjectURL(url));
     };
     model.on("msg:custom", receive);
     model.send({ kind: "plotly" });
+    setTimeout(() => reject(new Error("no answer")), 30000);
+  }).catch((error) => {
+    globalThis.__normkitPlotly = undefined; // the next picture asks again
+    throw error;
   });
   return globalThis.__normkitPlotly;
 }
@@ -102,7 +107,7 @@ function paint(canvas, { data, layout }, width) {
     ctx.save(); ctx.translate(left - 50, (top + bottom) / 2); ctx.rotate(-Math.PI / 2); ctx.textAlign = "center";
     ctx.fillText(Y.title.text, 0, 0); ctx.restore();
     ctx.save();
-    ctx.beginPath(); ctx.rect(left - 6, top - 6, right - left + 12, bottom - top + 12); ctx.clip();
+    ctx.beginPath(); ctx.rect(left - 8, top - 8, right - left + 16, bottom - top + 16); ctx.clip();
     let floor = null;
     for (const t of data.filter((t) => t.xaxis === "x" + n)) {
       const points = Array.from(t.x, (x, i) => [sx(x), sy(t.y[i])]);
@@ -162,7 +167,7 @@ function legend(list, data) {
 // ---- the controls
 
 function control(spec, value, onMove, onRelease) {
-  const id = `nk-${++ids}`;
+  const id = `nk-${Math.random().toString(36).slice(2)}`; // every widget loads this file anew: a counter would begin again
   const index = Math.max(0, spec.values.findIndex((v) => v === value));
   const output = el("output", { htmlFor: id });
   const field = spec.slides
@@ -216,8 +221,18 @@ function render({ model, el: root }) {
 
   let seq = Date.now() * 1000, drawn = 0, inFlight = false, waiting = null, rest = null, Plotly = null, sent = 0, watchdog = null;
 
+  // a picture that came with the notebook has no kernel behind it; only an answered greeting says that there is one
+  let alive = false;
+  const greeted = new Promise((resolve) => model.on("msg:custom", (m) => {
+    if (m.kind !== "hello") return;
+    alive = true;
+    alert.textContent = model.get("picture").error ?? "";
+    resolve();
+  }));
+  model.send({ kind: "hello" });
+
   const send = (quality) => {
-    if (!model.comm_live && model.comm_live !== undefined) return lifeless();
+    if (!alive) lifeless();
     const controls = Object.fromEntries(fields.map(([name, c]) => [name, c.value]));
     waiting = { kind: "move", quality, controls };
     flush();
@@ -232,7 +247,7 @@ function render({ model, el: root }) {
     watchdog = setTimeout(() => { inFlight = false; lifeless(); }, 20000);
   };
   const lifeless = () => {
-    alert.textContent = "The kernel does not answer: this is the lab's saved picture, or a cell is still running. Run All brings it to life.";
+    alert.textContent = "The kernel has not answered: a cell is running, or this is a saved picture, which Run All brings to life.";
   };
   const moved = () => {
     stage.dataset.resting = "false";
@@ -256,6 +271,7 @@ function render({ model, el: root }) {
 
   const width = () => Math.max(320, root.clientWidth || 800);
   const settle = async (figure, at) => {
+    await greeted;
     try { Plotly ??= await plotly(model); } catch { return; } // without plotly.js the canvas is the figure
     if (at !== drawn || !stage.isConnected) return;
     const icon = Plotly.Icons?.camera;

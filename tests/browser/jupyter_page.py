@@ -51,7 +51,10 @@ def jupyterlab(folder: Path):
         "OMP_NUM_THREADS": "1",
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
         "PYTHONPATH": str(ROOT / "tests"),
+        "JUPYTER_DATA_DIR": str(folder / ".jupyter"),
     }
+    lessons = sorted(map(str, (folder / "notebooks").glob("*.ipynb")))
+    subprocess.run([sys.executable, "-m", "jupyter", "trust", *lessons], env=env, check=True, stdout=subprocess.DEVNULL)
     env.pop("NORMKIT_STATIC", None)
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(
@@ -116,6 +119,7 @@ class Page:
         prompts = """() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]
             .filter(c => c.querySelector('.cm-content')?.textContent.trim() !== '')
             .map(c => c.querySelector('.jp-InputPrompt')?.textContent ?? '')"""
+        self.menu("Edit", "Clear Outputs of All Cells")  # or the numbers of an earlier run would look like this one's
         for _ in range(3):  # JupyterLab drops the order when the kernel's session is not connected yet
             self.menu("Run", "Run All Cells")
             try:
@@ -126,7 +130,7 @@ class Page:
         self.page.wait_for_function(f"() => ({prompts})().every(t => /\\[\\d+\\]/.test(t))", timeout=timeout)
 
     def lab(self, index=0):
-        lab = self.page.locator(".nk-lab").nth(index)
+        lab = self.page.locator(".nk-lab:has(.nk-stage)").nth(index)
         lab.wait_for(timeout=60_000)
         lab.scroll_into_view_if_needed()
         return lab
