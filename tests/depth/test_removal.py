@@ -109,9 +109,9 @@ def test_deviation_loss_pulls_tokens_to_a_fixed_target():
 
 @pytest.fixture(scope="module")
 def removed():
-    return {
-        spread: [removal.remove_and_finetune(seed=s, token_spread=spread) for s in range(2)] for spread in (0.0, 1.0)
-    }
+    """Two seeds of digits as they are, and of digits of uneven length; there the auxiliary loss is left out."""
+    runs = {0.0: {}, 1.0: {"token_spread": 1.0, "auxiliary": 0.0}}
+    return {k: [removal.remove_and_finetune(seed=seed, **options) for seed in range(2)] for k, options in runs.items()}
 
 
 def test_norms_of_a_trained_net_can_be_removed(removed):
@@ -141,7 +141,48 @@ def test_tokens_of_unequal_norms_make_removal_cost_much_more(removed):
         assert uneven.spread[0] > 4 * even.spread[0]
         assert uneven.hard_swap - uneven.base > 0.2  # seen: 0.33 to 0.52, beside at most 0.02
         assert uneven.one_at_a_time.argmax() == 0  # the norm that sees them first
-        assert uneven.finetuned - uneven.vanilla_finetuned > 0.2
+        assert uneven.finetuned < uneven.hard_swap  # fine-tuning heals a part of it (0.30 and 0.36 from 0.65),
+        assert uneven.finetuned - uneven.vanilla_finetuned > 0.05  # but not all (0.14 and 0.19 missing)
+
+
+def test_the_auxiliary_loss_of_the_paper_is_too_strong_for_uneven_tokens(removed):
+    """It goes with the square of the deviations; at the weight 0.1 it took two seeds from 0.3 to 0.9 nats."""
+    got = removal.remove_and_finetune(seed=0, token_spread=1.0)
+    without = removed[1.0][0]
+    assert (got.base, got.hard_swap) == (without.base, without.hard_swap)  # it acts in the fine-tuning only
+    assert got.vanilla_finetuned == without.vanilla_finetuned
+    assert got.finetuned > without.finetuned + 0.2
+
+
+def test_any_model_can_be_made_removable():
+    """torch's own encoder, in training mode (in evaluation its fused path would go around the norms)."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    model = model.double()
+    x = tokens(3, 5, 8)
+    expected = model(x)
+    norms = removal.make_removable(model)
+    assert list(norms) == [f"layers.{k}.norm{i}" for k in (0, 1) for i in (1, 2)]
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(removal.export(model)(x), expected, rtol=1e-10, atol=1e-10)  # nothing removed yet
+    for norm in norms.values():
+        norm.remove()
+    without = model(x)
+    assert not torch.allclose(without, expected, rtol=1e-3)
+    torch.testing.assert_close(removal.export(model)(x), without, rtol=1e-8, atol=1e-9)
+    without.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())  # gains and biases still learn
+
+
+def test_the_mean_of_the_deviations_is_what_is_frozen():
+    """On tokens of deviation 1 and 3: LayerNorm makes them one size, the frozen norm keeps their ratio."""
+    x = torch.tensor([[1.0], [3.0]] * 3).double() * torch.tensor([1.0, -1.0] * 4).double()
+    fake = removal.FakeLN(nn.LayerNorm(8, eps=0.0).double())
+    before = fake(x).detach()
+    torch.testing.assert_close(before[0], before[1])
+    assert float(fake.deviation) == pytest.approx(2)
+    fake.remove()
+    torch.testing.assert_close(fake(x).detach(), x / 2)
+    torch.testing.assert_close(removal.token_deviations(x, 16.0), torch.tensor([17.0**0.5, 5.0] * 3).double())
 
 
 def test_it_is_reproducible():
@@ -176,6 +217,30 @@ def test_bad_input_is_an_error():
             removal.schedule(groups, **options)
     with pytest.raises(ValueError, match="no ordinary token"):
         removal.deviation_loss(torch.ones(2, 3), ordinary=torch.zeros(2, dtype=torch.bool))
-    for options in ({"steps": 0}, {"layers": 0}, {"finetune": 27}, {"token_spread": -1}, {"token_spread": math.nan}):
+    for options in (
+        {"steps": 0},
+        {"layers": 0},
+        {"finetune": 27},
+        {"token_spread": -1},
+        {"token_spread": math.nan},
+        {"auxiliary": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             removal.remove_and_finetune(**options)
+
+
+def test_a_removed_norm_is_linear_in_its_input():
+    """Its Jacobian is diag(weight) (1 - 1/width) / deviation for every token: no gradient sees the token's own size."""
+    fake = removal.FakeLN(layer_norm_of())
+    fake(tokens(20, 6))
+    fake.remove()
+    expected = np.diag(fake.weight.detach()) @ (np.eye(6) - 1 / 6) / float(fake.deviation)
+    for x in tokens(3, 6):
+        got = torch.autograd.functional.jacobian(fake, x)
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+    single = removal.FakeLN(nn.LayerNorm(6))
+    x = tokens(5, 6).float()
+    assert single(x).dtype == torch.float32
+    single.remove()
+    assert single(x).dtype == torch.float32  # the deviation is kept in float64, the stream is not
+    assert set(single.state_dict()) == {"weight", "bias", "deviation"}
