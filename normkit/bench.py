@@ -6,6 +6,7 @@ normkit's), not the times. The cases stand in bench_cases.py.
 """
 
 import json
+import os
 import platform
 import sys
 import time
@@ -60,7 +61,7 @@ class Result:
 
 
 def run(only=None, rounds=9, cases=None):
-    """Time the cases (all, or those whose name starts with `only`); a list of Result.
+    """Time the cases (all, or those whose name starts with `only`); a list of Result. A line a case goes to stderr.
 
     Raises ValueError for a name that no case has and for rounds < 1.
     """
@@ -73,7 +74,11 @@ def run(only=None, rounds=9, cases=None):
     chosen = [c for c in cases if only is None or c.name.startswith(only)]
     if not chosen:
         raise ValueError(f"no benchmark is named {only!r}; there are {', '.join(c.name for c in cases)}")
-    return [result for case in chosen for result in _measure(case, rounds)]
+    results = []
+    for number, case in enumerate(chosen, 1):
+        print(f"{number} of {len(chosen)}  {case.name}: {case.about}", file=sys.stderr, flush=True)
+        results += _measure(case, rounds)
+    return results
 
 
 def _measure(case, rounds):
@@ -140,6 +145,15 @@ def _pretty(seconds):
     return f"{seconds / scale:.3g} {unit}"
 
 
+def _cpu():
+    """The processor's model as Linux names it, elsewhere what Python knows of it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or None
+
+
 def main(json_output=False, only=None, rounds=9, cases=None):
     """Run, print the table (or JSON) and return the exit code: 0, 1 if normkit was wrong, 2 for an unknown name."""
     try:
@@ -149,6 +163,7 @@ def main(json_output=False, only=None, rounds=9, cases=None):
         return 2
     if json_output:
         machine = {"system": platform.platform(), "machine": platform.machine(), "python": platform.python_version()}
+        machine |= {"cpu": _cpu(), "cores": os.cpu_count()}
         print(json.dumps({"machine": machine, "numpy": np.__version__, "results": [asdict(r) for r in results]}))
     else:
         print(report(results))

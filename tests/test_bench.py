@@ -66,7 +66,26 @@ def test_json(capsys):
     fields = {"case", "variant", "seconds", "low", "high", "ratio", "error", "refused"}
     assert [r["variant"] for r in text["results"]] == ["normkit", "peer", "copy"]
     assert all(set(r) == fields for r in text["results"])
-    assert set(text["machine"]) == {"system", "machine", "python"}
+    assert set(text["machine"]) == {"system", "machine", "python", "cpu", "cores"}
+    assert text["machine"]["cores"] >= 1
+
+
+def test_every_case_is_announced_before_it_runs(capsys):
+    seen = []
+
+    def setup():
+        seen.append(capsys.readouterr().err)
+        return toy().setup()
+
+    bench.run(cases=[Case("first", "one", setup), Case("second", "two", setup)], rounds=1)
+    assert seen == ["1 of 2  first: one\n", "2 of 2  second: two\n"]
+
+
+def test_progress_stays_out_of_the_json(capsys):
+    bench.main(True, None, 1, [toy()])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)
+    assert printed.err == "1 of 1  toy: \n"
 
 
 def test_a_wrong_normkit_fails_the_run(capsys):
@@ -104,3 +123,38 @@ def test_a_small_norm_case_times_every_variant_but_the_compiler(kind):
 def test_depth_cases_pass_their_check(setup):
     results = bench.run(cases=[Case("depth", "", setup)], rounds=1)
     assert not [r for r in results if r.refused]
+
+
+def test_nets_of_normkit_and_torch_follow_one_law():
+    work = bench_cases.depth_nets()
+    assert {"normkit", "torch"} <= set(work.variants)
+    assert work.reference.shape == (65,)
+    results = bench.run(cases=[Case("depth_nets", "", lambda: work)], rounds=1)
+    assert not [r for r in results if r.refused]
+    small = Work({"normkit": lambda: work.variants["normkit"]() * 2}, work.reference, tolerance=work.tolerance)
+    assert "exceeds" in bench.run(cases=[Case("doubled", "", lambda: small)], rounds=1)[0].refused
+
+
+@pytest.mark.parametrize(
+    ("setup", "peer", "floor"),
+    [(bench_cases.import_time, "numpy", "python"), (bench_cases.first_result, "torch", "numpy")],
+)
+def test_fresh_processes_are_compared_with_a_peer_and_a_floor(setup, peer, floor):
+    work = setup()
+    assert set(work.variants) == {"normkit", peer}
+    assert set(work.floors) == {floor}
+    ours = Work({"normkit": work.variants["normkit"]}, work.reference, work.floors, tolerance=work.tolerance)
+    results = by_name(bench.run(cases=[Case("fresh", "", lambda: ours)], rounds=1))
+    assert results["normkit"].refused is None
+    assert results["normkit"].error <= work.tolerance
+
+
+def test_first_result_expects_the_layer_norm_of_1_2_3():
+    reference = bench_cases.first_result().reference
+    assert reference.std() == pytest.approx(1 / np.sqrt(1 + 1e-5 * 3 / 2), rel=1e-12)  # eps beside the variance 2/3
+    assert reference[0] < reference[1] == 0
+
+
+def test_a_fresh_process_that_fails_is_refused():
+    work = Work({"normkit": bench_cases._fresh("raise SystemExit(3)")}, np.ones(1))
+    assert "CalledProcessError" in bench.run(cases=[Case("fails", "", lambda: work)], rounds=1)[0].refused
