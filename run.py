@@ -76,7 +76,7 @@ def lab(arguments):
     os.chdir(ROOT)
     lessons = sorted(map(str, Path("notebooks").glob("*.ipynb")))
     # JupyterLab shows a notebook's saved pictures only if it was trusted on this machine
-    subprocess.call([str(python), "-m", "jupyter", "trust", *lessons], stdout=subprocess.DEVNULL)
+    subprocess.call([str(python), "-m", "jupyter", "trust", *lessons])
     if os.name != "nt":
         os.execv(command[0], command)  # signals reach JupyterLab itself
     try:

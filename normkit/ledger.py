@@ -252,6 +252,18 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
     return "\n".join(rows)
 
 
+def summary() -> str:
+    """Markdown table of claim, paper and verdict of the last written run: the one in README.md."""
+    rows = ["| claim | paper | verdict |", "|---|---|---|"]
+    known = claims()
+    for v in load().values():
+        if v.id in known:
+            claim = known[v.id]
+            paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
+            rows.append(f"| {claim.statement.replace('|', chr(92) + '|')} | {paper} | {v.verdict or 'error'} |")
+    return "\n".join(rows)
+
+
 def _wanted(claim):
     low, high = claim.region
     return f"within {low:g} to {high:g}" if claim.direction == "within" else f"{claim.direction} {claim.threshold:g}"
