@@ -127,8 +127,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialize(self, seed):
-        for embedding in (self.token, self.position):
-            embedding.weight.normal_(0, 0.5**0.5, generator=generator(seed, "embedding", embedding.num_embeddings))
+        for name in ("token", "position"):  # by name: by size, two tables of one size would be the same table
+            getattr(self, name).weight.normal_(0, 0.5**0.5, generator=generator(seed, "embedding", name))
         _draw(self.head, generator(seed, "head"))
         for i, block in enumerate(self.blocks):
             _draw_branches(block.parts, generator(seed, "block", i))
