@@ -49,8 +49,9 @@ def train(
 
     Yields {step, steps, loss, variance, gradient, diverged, done}: before the first step, every `every` and at the
     end; `variance` and `gradient` (layers+1,) are mean squares of the stream and of the loss's gradient to it at the
-    borders of the blocks. A loss that is not finite ends the training with diverged=True, and None for both. The last
-    report has done=True and the `model`. Same seed, same weights and same batches, whatever the placement.
+    borders of the blocks. A loss that is not finite, or a token whose square overflows (the norms make it 0 and the
+    loss would read as chance; it is then nan), ends the training with diverged=True, and None for both. The last report
+    has done=True and the `model`. Same seed, same weights and same batches, whatever the placement.
     Raises ValueError for unknown names, counts below 1, and lr that is not a positive number.
     """
     pick("task", task, TASKS)
@@ -80,9 +81,10 @@ def _steps(model, draw, lr, steps, warmup, seed, every):
             for x in streams:
                 x.retain_grad()
         loss.backward()
-        diverged = not math.isfinite(loss.item())
+        value = loss.item() if _in_range(streams) else math.nan
+        diverged = not math.isfinite(value)
         if seen or diverged:
-            report = {"step": step, "steps": steps, "loss": loss.item(), "diverged": diverged, "done": last or diverged}
+            report = {"step": step, "steps": steps, "loss": value, "diverged": diverged, "done": last or diverged}
             report["variance"] = None if diverged else mean_squares(streams)
             report["gradient"] = None if diverged else mean_squares([x.grad for x in streams])
             yield {**report, "model": model} if report["done"] else report
@@ -100,6 +102,12 @@ def loss_and_streams(model, tokens, targets):
         streams.append(block(streams[-1]))
     logits = model.head(model.final(streams[-1]))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), streams
+
+
+def _in_range(streams):
+    """Whether every token's square is a positive number: it overflows before a norm, and is 0 after one that did."""
+    power = torch.stack(streams).detach().square().mean(-1)
+    return power.min().item() > 0 and power.max().item() < math.inf
 
 
 def mean_squares(tensors) -> np.ndarray:
