@@ -26,6 +26,13 @@ def test_every_control_over_its_range(settings):
     assert len(lab.table().splitlines()) > 4
 
 
+def test_a_stream_that_overflows_is_an_error_that_says_what_to_do():
+    lab = DepthLab(placement="none", sublayer="attention", layers=128)
+    with pytest.raises(ValueError, match=r"overflow.*fewer layers"):
+        lab.run()
+    assert lab.set(layers=8).run()["none.variance"].shape == (3, 9)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_theory_is_the_law_and_the_dots_lie_on_it(placement):
     lab = DepthLab(placement=placement, layers=16, model="none")
