@@ -1,7 +1,7 @@
 """Badge: a claim's last verdict in a notebook, with a button that runs it again."""
 
-import html
 import os
+from importlib.resources import files
 
 from normkit import ledger
 from normkit.arrays import compute_lock
@@ -29,34 +29,15 @@ class Badge:
             self.verdict = ledger.run(self.claim, progress)
         return self.verdict
 
-    def widget(self):
-        """The live form: ipywidgets button and text. A claim that raises shows its error in the text."""
-        import ipywidgets as widgets
-
-        text = widgets.HTML(self._html())
-        button = widgets.Button(
-            description="Rerun",
-            tooltip=f"run the claim {self.claim.id} again, about {self.claim.budget_s:g} s",
-            icon="refresh",
-        )
-
-        def on_click(_):
-            button.disabled = True
-            note = html.escape(self.claim.id)
-            try:
-                text.value = f"{note}: running"
-                self.rerun(lambda done, seeds: setattr(text, "value", f"{note}: {done} of {seeds} seeds"))
-            finally:
-                text.value, button.disabled = self._html(), False
-
-        button.on_click(on_click)
-        return widgets.HBox([button, text])
-
-    def _html(self):
-        lines = [f"<b>{html.escape(repr(self))}</b>", html.escape(self.claim.statement)]
+    def details(self) -> str:
+        """The claim's statement, then a line for each regime of the verdict: mean, interval, side."""
         regimes = self.verdict.regimes if self.verdict else ()
-        numbers = [f"{html.escape(r.name)}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}], {r.side}" for r in regimes]
-        return "<br>".join(lines + numbers)
+        numbers = [f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}], {r.side}" for r in regimes]
+        return "\n".join([self.claim.statement, *numbers])
+
+    def widget(self):
+        """The live form: an anywidget. Its `rerun()` is what the button does; what that raises stays in `error`."""
+        return _widget(self)
 
     def _repr_mimebundle_(self, **kwargs):
         text = {"text/plain": repr(self)}
@@ -64,6 +45,38 @@ class Badge:
             return text
         try:
             view = self.widget()._repr_mimebundle_()
-        except ImportError:  # a notebook without ipywidgets still shows the text
+        except ImportError:  # a notebook without anywidget still shows the text
             return text
-        return {**view, **text}
+        return {**(view[0] if isinstance(view, tuple) else view), **text}
+
+
+def _widget(badge):
+    import anywidget
+    import traitlets
+
+    class Live(anywidget.AnyWidget):
+        _esm = files("normkit") / "static" / "badge.js"
+        _css = files("normkit") / "static" / "panel.css"
+        help = traitlets.Unicode(f"run the claim {badge.claim.id} again, about {badge.claim.budget_s:g} s").tag(
+            sync=True
+        )
+        verdict = traitlets.Unicode(repr(badge)).tag(sync=True)
+        details = traitlets.Unicode(badge.details()).tag(sync=True)
+        error = traitlets.Unicode("").tag(sync=True)
+        running = traitlets.Bool(False).tag(sync=True)
+        done = traitlets.Float(0.0).tag(sync=True)
+
+        def rerun(self):
+            """Run the claim and show its verdict. An error, or an interrupt, is shown and goes on up."""
+            self.error, self.done, self.running = "", 0.0, True
+            try:
+                badge.rerun(lambda done, seeds: self.set_trait("done", done / seeds))
+            except BaseException as error:
+                self.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+                raise
+            finally:
+                self.verdict, self.details, self.running = repr(badge), badge.details(), False
+
+    live = Live()
+    live.on_msg(lambda widget, content, buffers: widget.rerun() if content.get("kind") == "rerun" else None)
+    return live

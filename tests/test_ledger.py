@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,22 +216,59 @@ def test_a_badge_is_one_fixed_line(book):
     assert repr(stale) == "rising: holds (last run, 6 seeds), of an older definition"
 
 
-def test_a_badge_reruns_on_a_click_and_shows_what_went_wrong(book):
-    pytest.importorskip("ipywidgets")
+def click(widget):
+    """What the front end's button sends, as the comm delivers it; its callbacks' errors are logged, not raised."""
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"kind": "rerun"}}}, "buffers": []})
+
+
+def test_a_badge_reruns_on_a_click(book):
+    pytest.importorskip("anywidget")
     badge = ledger.badge("falling")
-    button, text = badge.widget().children
-    assert "not run yet" in text.value
+    widget = badge.widget()
+    assert (widget.verdict, widget.details, widget.running) == ("falling: not run yet", "one is negative", False)
     shown = []
-    text.observe(lambda change: shown.append(change["new"]), "value")
-    button.click()
+    widget.observe(lambda change: shown.append((change["name"], change["new"])), ["running", "done"])
+    click(widget)
     assert badge.verdict.verdict == "contradicted"
-    assert "falling: 3 of 6 seeds" in shown
-    assert f"only: {badge.verdict.regimes[0].effect:.3g} [" in text.value
-    assert not button.disabled
-    broken = ledger.badge("broken")
-    button, text = broken.widget().children
-    button.click()
-    assert "ZeroDivisionError" in text.value
+    assert shown[0] == ("running", True)
+    assert ("done", 0.5) in shown
+    assert shown[-1] == ("running", False)
+    assert widget.verdict == "falling: contradicted (last run, 6 seeds)"
+    assert f"only: {badge.verdict.regimes[0].effect:.3g} [" in widget.details
+    assert widget.error == ""
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": {"kind": "else"}}}, "buffers": []})
+    assert len(shown) == shown.index(("running", False)) + 1  # another message runs nothing
+
+
+def test_a_claim_that_raises_shows_its_error_as_the_verdict(book):
+    pytest.importorskip("anywidget")
+    widget = ledger.badge("broken").widget()
+    click(widget)
+    assert "error: ZeroDivisionError: division by zero" in widget.verdict
+    assert not widget.running
+
+
+@pytest.mark.parametrize("error", [OSError("no data"), KeyboardInterrupt()])
+def test_an_error_around_the_claim_stays_on_the_badge_and_goes_on_up(book, monkeypatch, error):
+    pytest.importorskip("anywidget")
+    ledger.run_all("rising", progress=False, write=True)
+    widget = ledger.badge("rising").widget()
+    with monkeypatch.context() as patch:
+        patch.setattr(Badge, "rerun", lambda self, progress: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            widget.rerun()
+    assert widget.error == {"OSError": "OSError: no data"}.get(type(error).__name__, "KeyboardInterrupt")
+    assert widget.verdict == "rising: holds (last run, 6 seeds)"  # the last good one
+    assert not widget.running
+    widget.rerun()
+    assert widget.error == ""
+
+
+def test_a_badge_is_labeled_and_keeps_its_keys(book):
+    script = (Path(ledger.__file__).parent / "static" / "badge.js").read_text(encoding="utf-8")
+    assert '"data-lm-suppress-shortcuts": "true"' in script
+    assert 'role: "status"' in script
+    assert "innerHTML" not in script  # texts are texts: a statement with a < is shown as it is
 
 
 def test_a_badge_shows_text_where_there_is_no_front_end(book, monkeypatch):
@@ -238,14 +276,14 @@ def test_a_badge_shows_text_where_there_is_no_front_end(book, monkeypatch):
     monkeypatch.setenv("NORMKIT_STATIC", "1")
     assert ledger.badge("rising")._repr_mimebundle_() == {"text/plain": "rising: holds (last run, 6 seeds)"}
     monkeypatch.delenv("NORMKIT_STATIC")
-    pytest.importorskip("ipywidgets")
+    pytest.importorskip("anywidget")
     bundle = ledger.badge("rising")._repr_mimebundle_()
     assert bundle["text/plain"] == "rising: holds (last run, 6 seeds)"
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
 def test_the_ledger_imports_neither_torch_nor_widgets_nor_scipy():
-    heavy = "[m for m in ('torch', 'ipywidgets', 'scipy') if m in sys.modules]"
+    heavy = "[m for m in ('torch', 'ipywidgets', 'anywidget', 'scipy') if m in sys.modules]"
     code = f"import sys, normkit.ledger, normkit.badge; normkit.ledger.claims(); print({heavy})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
