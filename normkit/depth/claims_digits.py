@@ -1,4 +1,4 @@
-"""Claims about learning, on the UCI digits: small nets, Adam at 3e-3, 300 steps of 64 images, all fixed beforehand."""
+"""Claims about learning, in 300 steps fixed beforehand: plain nets on the UCI digits, shared blocks, removed norms."""
 
 from functools import cache
 
@@ -6,9 +6,7 @@ import numpy as np
 
 from normkit.depth.activations import ACTIVATIONS
 from normkit.depth.claims_init import ELU, SNN
-from normkit.depth.placement import residual_step
 from normkit.files import digits
-from normkit.layers import layer_norm
 from normkit.ledger import claim
 from normkit.rng import stream
 
@@ -37,7 +35,7 @@ def matrices(seed, *shape, gain=1.0):
 
 
 def fit(forward, weights, seed, steps=STEPS):
-    """Train in place; (mean training loss over all steps, test loss at the end), cross-entropy in nats."""
+    """Train in place, Adam at 3e-3 on batches of 64; (mean training loss over all steps, test loss at the end), cross-entropy in nats."""
     import torch
 
     x, y, test_x, test_y = images()
@@ -96,30 +94,6 @@ def selu_better(seed):
     return [np.log(plain("selu", 1.0, n, seed)[1] / plain("relu", 2.0, n, seed)[1]) for n in (6, 12)]
 
 
-def shared_block(layers, norms, seed):
-    """Test loss of one Pre-LN MLP block applied `layers` times, with `norms` LayerNorms, 1 or layers."""
-    import torch
-
-    first, w1, w2, last = (matrices(seed, *shape) for shape in ((64, 32), (32, 64), (64, 32), (32, 10)))
-    gains, biases = (torch.full((norms, 32), v, requires_grad=True) for v in (1.0, 0.0))
-
-    def forward(x):
-        x = x @ first
-        for layer in range(layers):
-            k = layer % norms
-            x = residual_step(
-                x,
-                lambda h: torch.relu(h @ w1) @ w2,
-                "pre",
-                layer,
-                layers,
-                lambda h, k=k: layer_norm(h, gains[k], biases[k]),
-            )
-        return layer_norm(x) @ last
-
-    return fit(forward, [first, w1, w2, last, gains, biases], seed)[1]
-
-
 @claim(
     **WIDENET,
     id="individual-norms-help-shared-blocks",
@@ -132,38 +106,12 @@ def shared_block(layers, norms, seed):
     budget_s=40,
 )
 def individual_norms(seed):
-    return [np.log(shared_block(n, n, seed) / shared_block(n, 1, seed)) for n in (4, 8)]
+    from normkit.depth.sharing import train_sharing
 
+    def loss(arm, layers):
+        return train_sharing(arm, seed=seed, steps=300, layers=layers).loss
 
-def removal_gap(seed, layers=6, tuning=100):
-    """Test loss with every LayerNorm's deviation frozen at its mean, minus with LayerNorm, after equal fine-tuning."""
-    import torch
-
-    start = [matrices(seed, *shape) for shape in ((64, 32), (layers, 32, 64), (layers, 64, 32), (32, 10))]
-
-    def forward(x, weights, norms):
-        first, w1, w2, last = weights
-        x = x @ first
-        for k in range(layers):
-            x = residual_step(x, lambda h, k=k: torch.relu(h @ w1[k]) @ w2[k], "pre", k, layers, norms[k])
-        return norms[layers](x) @ last
-
-    def frozen(deviation):
-        return lambda x: (x - x.mean(-1, keepdim=True)) / deviation
-
-    seen = [[] for _ in range(layers + 1)]
-
-    def watched(k):
-        return lambda x: seen[k].append(x.std(-1, correction=0).mean().item()) or layer_norm(x)
-
-    fit(lambda x: forward(x, start, [layer_norm] * (layers + 1)), start, seed)
-    with torch.no_grad():
-        forward(images()[0], start, [watched(k) for k in range(layers + 1)])
-    losses = []
-    for norms in ([frozen(s[0]) for s in seen], [layer_norm] * (layers + 1)):
-        weights = [w.detach().clone().requires_grad_() for w in start]
-        losses.append(fit(lambda x, w=weights, n=norms: forward(x, w, n), weights, seed, steps=tuning)[1])
-    return losses[0] - losses[1]
+    return [np.log(loss("shared_individual_norms", n) / loss("shared", n)) for n in (4, 8)]
 
 
 @claim(
@@ -178,4 +126,7 @@ def removal_gap(seed, layers=6, tuning=100):
     budget_s=30,
 )
 def removable(seed):
-    return removal_gap(seed)
+    from normkit.depth.removal import remove_and_finetune
+
+    found = remove_and_finetune(seed=seed, layers=6, steps=300, finetune=100)
+    return found.finetuned - found.vanilla_finetuned

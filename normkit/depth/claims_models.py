@@ -1,17 +1,17 @@
 """Claims about what a norm does in a given model: equal models, outliers that rescale, a proxy for the nuclear norm."""
 
 import timeit
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from normkit.depth.claims_init import RESIDUAL
-from normkit.depth.equivalence import random_stack, verify
+from normkit.depth.equivalence import Affine, Block, pre_rmsnorm, random_stack, verify
 from normkit.depth.expansion import truncation_error
-from normkit.depth.nuclear import mnn, nuclear_norm, prepare
-from normkit.depth.placement import residual_step
+from normkit.depth.nuclear import compare, mnn, nuclear_norm, prepare
 from normkit.depth.sinks import train_sink
-from normkit.layers import layer_norm, rms_norm
+from normkit.layers import rms_norm
 from normkit.ledger import claim
 from normkit.rng import stream
 
@@ -20,27 +20,37 @@ SINKS = {"paper": "Residual sinks", "arxiv": "2601.22966"}
 NUCLEAR = {"paper": "Matrix Nuclear-Norm", "arxiv": "2410.10672"}
 
 
-def output_and_gradient(seed, norm, recenter, placement="pre", layers=12, width=64, tokens=16):
-    """Output (tokens, width) of a float64 stack of tanh branches W2 tanh(W1 h), normed, and its gradient in all W.
+def learnable(stack):
+    """The stack with torch tensors that learn, and the list of these, in a fixed order."""
+    import torch
 
-    `recenter` takes the mean over features out of the input and of every matrix that writes to the stream, in the
-    forward pass, so that gradients reach the same parameters (2305.14858, section 3).
+    leaves = []
+
+    def learn(array):
+        leaves.append(torch.from_numpy(array).requires_grad_())
+        return leaves[-1]
+
+    def affine(own):
+        return Affine(learn(own.weight), learn(own.bias))
+
+    blocks = tuple(Block(learn(b.gain), learn(b.bias), affine(b.reader), affine(b.writer)) for b in stack.blocks)
+    ends = {"embed": affine(stack.embed), "head": affine(stack.head), "gain": learn(stack.gain)}
+    return replace(stack, blocks=blocks, bias=learn(stack.bias), **ends), leaves
+
+
+def output_and_gradient(seed, convert):
+    """Output (16, 8) of convert(random LayerNorm stack) and its gradient, flat, in the LayerNorm stack's parameters.
+
+    The conversion is part of the forward pass, as 2305.14858 has it for training, so that both nets learn the same
+    parameters.
     """
     import torch
 
-    draws = stream(seed, "equivalence")
-    x, g = torch.from_numpy(draws.normal(0.3, 1.0, (2, tokens, width)))
-    w = torch.from_numpy(draws.normal(size=(layers, 2, width, width)) / np.sqrt(width)).requires_grad_()
-
-    def center(a):
-        return a - a.mean(-1, keepdim=True) if recenter else a
-
-    x = center(x)
-    for layer, (w1, w2) in enumerate(w):
-        writes = center(w2)
-        x = residual_step(x, lambda h, r=w1, v=writes: torch.tanh(h @ r) @ v, placement, layer, layers, norm)
-    y = norm(x)
-    return y.detach().numpy(), torch.autograd.grad((y * g).sum(), w)[0].numpy()
+    stack, leaves = learnable(random_stack(seed=seed))
+    x, g = torch.from_numpy(stream(seed, "equivalence inputs").normal(size=(2, 16, 8)))
+    y = convert(stack)(x)
+    gradient = torch.autograd.grad((y * g).sum(), leaves)
+    return y.detach().numpy(), torch.cat([part.flatten() for part in gradient]).numpy()
 
 
 def relative_error(a, b):
@@ -60,8 +70,7 @@ def relative_error(a, b):
     budget_s=5,
 )
 def rmsnorm_equals(seed):
-    layernorm = output_and_gradient(seed, lambda x: layer_norm(x, eps=1e-5), recenter=False)
-    rmsnorm = output_and_gradient(seed, lambda x: rms_norm(x, eps=1e-5), recenter=True)
+    layernorm, rmsnorm = (output_and_gradient(seed, convert) for convert in (lambda stack: stack, pre_rmsnorm))
     return [relative_error(a, b) for a, b in zip(rmsnorm, layernorm, strict=True)]
 
 
@@ -180,7 +189,7 @@ def representations(seed, rank, tokens=128, width=64):
 def mnn_approximates(seed):
     full, low = representations(seed, 64), representations(seed, 8)
     aligned = full @ np.linalg.svd(prepare(full))[2].T
-    return [np.log(mnn(x, per_token=False) / nuclear_norm(prepare(x))) for x in (aligned, full, low)]
+    return [np.log(found.mnn / found.nuclear) for found in map(compare, (aligned, full, low))]
 
 
 @claim(
