@@ -162,7 +162,7 @@ def main(json_output=False, only=None, rounds=9, cases=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     if json_output:
-        machine = {"system": platform.platform(), "machine": platform.machine(), "python": platform.python_version()}
+        machine = {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
         machine |= {"cpu": _cpu(), "cores": os.cpu_count()}
         print(json.dumps({"machine": machine, "numpy": np.__version__, "results": [asdict(r) for r in results]}))
     else:
