@@ -77,8 +77,6 @@ class Lab:
     Raises ValueError for a control that does not exist or a value outside its range.
     """
 
-    quick: ClassVar[str] = "coarse"
-
     def __post_init__(self):
         for name, value in self.controls().items():
             object.__setattr__(self, name, self._checked(name, value))
@@ -248,13 +246,12 @@ class Lab:
         text = {"text/plain": repr(self)}
         if os.environ.get("NORMKIT_STATIC"):
             return {"application/vnd.plotly.v1+json": json.loads(self.figure().to_json()), **text}
-        from normkit.panel import Panel
+        if not self._panels:  # one panel a lab: shown twice, it moves in both places
+            from normkit.panel import Panel
 
-        panel = Panel(self)
-        self._panels.append(panel)
-        view = panel._repr_mimebundle_()
-        bundle = view[0] if isinstance(view, tuple) else view
-        return {**bundle, **text}
+            self._panels.append(Panel(self))
+        view = self._panels[0]._repr_mimebundle_()
+        return {**(view[0] if isinstance(view, tuple) else view), **text}
 
 
 def _table(a, index, curves, rows):

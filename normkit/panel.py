@@ -46,7 +46,6 @@ class Panel(anywidget.AnyWidget):
         }
         super().__init__(face=face, controls=lab.controls())
         self.lab, self._thread, self._stop = lab, None, threading.Event()
-        self.on_msg(self._received)
         self._answer(0, "exact")
 
     def moved(self):
@@ -55,7 +54,7 @@ class Panel(anywidget.AnyWidget):
         self.controls = self.lab.controls()
         self._answer(self.picture.get("seq", 0), "exact")
 
-    def _received(self, _, message, buffers):
+    def _handle_custom_msg(self, message, buffers):  # not by on_msg, whose dispatcher swallows what a callback raises
         kind = message.get("kind")
         if kind == "move":
             self._halt()

@@ -85,6 +85,19 @@ def test_set_in_a_cell_moves_the_slider_on_the_screen(notebook):
     expect(page.page.get_by_role("slider", name="Depth", exact=True)).to_have_attribute("aria-valuetext", "77 layers")
 
 
+def test_a_lab_shown_twice_moves_in_both_places(notebook):
+    page = notebook([*SHOW, "lab"])
+    page.run_all()
+    page.at_rest(1)
+    page.lab(1).get_by_role("slider", name="Depth", exact=True).focus()
+    page.page.keyboard.press("End")
+    for place in (1, 0):
+        assert_drawn(page.at_rest(place, layers=128), normkit.DepthLab(layers=128, model="none"))
+    expect(page.lab(0).get_by_role("slider", name="Depth", exact=True)).to_have_attribute(
+        "aria-valuetext", "128 layers"
+    )
+
+
 def test_keys_on_a_control_never_edit_the_notebook(depth):
     cells = depth.page.locator(".jp-Notebook .jp-Cell")
     before = cells.count()
