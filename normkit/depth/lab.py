@@ -83,7 +83,8 @@ class DepthLab(Lab):
         return [self.placement] + [self.against] * (self.against not in ("nothing", self.placement))
 
     def compute(self, quality):
-        """Theory (layers+1,) and simulated mean and band (3, layers+1) of variance and gradient, for each placement."""
+        """`variance` and `gradient`, (layers+1,): simulated means of the chosen placement; and for each placement p
+        "p.variance.theory" (layers+1,) and "p.variance" (3, layers+1), simulated mean and band; so for the gradient."""
         exact = quality == "exact"
         result = {"layer": np.arange(self.layers + 1)}
         for p in self.placements():
@@ -104,7 +105,7 @@ class DepthLab(Lab):
                 )
             result[f"{p}.variance.theory"] = variance
             result[f"{p}.variance"], result[f"{p}.gradient"] = _summary(toy.variance), _summary(toy.gradient)
-        return result
+        return result | {key: result[f"{self.placement}.{key}"][0] for key in ("variance", "gradient")}
 
     def curves(self, result):
         curves = []

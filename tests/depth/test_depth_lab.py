@@ -41,6 +41,8 @@ def test_theory_is_the_law_and_the_dots_lie_on_it(placement):
     mean, lo, hi = result[f"{placement}.variance"]
     # none multiplies 16 factors of variance about (2+4)/128: the mean of 1000 heavy-tailed products, hence 15 %
     np.testing.assert_allclose(mean, laws.variance(placement, 16), rtol=0.15)
+    np.testing.assert_array_equal(result["variance"], mean)
+    np.testing.assert_array_equal(result["gradient"], result[f"{placement}.gradient"][0])
     assert (lo <= hi).all()
     assert (lo[0], hi[0]) == pytest.approx((1 - 0.2, 1 + 0.21), abs=0.05)  # 5 and 95 % of chi2_128 / 128
 
