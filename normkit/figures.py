@@ -129,7 +129,14 @@ def _traces(c: Curve, a: Axes):
         keep &= c.x > 0
     x, y = c.x[keep].astype(np.float64), c.y[keep].astype(np.float64)
     suffix = "" if c.axes == 0 else str(c.axes + 1)
-    base = {"type": "scatter", "xaxis": "x" + suffix, "yaxis": "y" + suffix, "name": c.label, "legendgroup": c.label, "cliponaxis": False}
+    base = {
+        "type": "scatter",
+        "xaxis": "x" + suffix,
+        "yaxis": "y" + suffix,
+        "name": c.label,
+        "legendgroup": c.label,
+        "cliponaxis": False,
+    }
     if c.lo is not None:
         floor = y.min(initial=1) * 1e-3 if a.log_y else -np.inf  # a band that reaches 0 has no place on a log axis
         lo = np.maximum(c.lo[keep], floor).astype(np.float64)

@@ -9,6 +9,7 @@ nothing. Every addition to the stream goes through `placement.residual_step`.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from normkit.depth import placement as place
 from normkit.rng import stream
@@ -108,7 +109,7 @@ class Transformer(nn.Module):
         if width % heads:
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.placement, self.norm, self.context = placement, norm, context
-        self.token, self.position = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        self.token, self.position = (skip_init(nn.Embedding, rows, width) for rows in (vocabulary, context))
         self.blocks = nn.ModuleList(Block(width, heads, placement, i, layers, norm, causal) for i in range(layers))
         self.final = nn.Identity() if placement in ("post", "deepnorm") else NORMS[norm](width)
         self.head = _matrix(width, vocabulary)
@@ -159,7 +160,7 @@ class DigitNet(nn.Module):
 
 
 def _matrix(fan_in, fan_out):
-    return nn.Linear(fan_in, fan_out, bias=False)
+    return skip_init(nn.Linear, fan_in, fan_out, bias=False)  # torch's own start would draw from its global stream
 
 
 def _draw(matrix, draws, scale=1.0):
