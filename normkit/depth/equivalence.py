@@ -274,7 +274,8 @@ def to_rmsnorm(model):
 
     def folded(linear, norm, scale=1.0):
         bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
-        new = nn.Linear(linear.in_features, linear.out_features, device=bias.device, dtype=bias.dtype)
+        sizes = linear.in_features, linear.out_features
+        new = nn.utils.skip_init(nn.Linear, *sizes, device=bias.device, dtype=bias.dtype)
         new.load_state_dict(Affine(linear.weight, bias).reading_normalized(norm.weight, norm.bias, scale)._asdict())
         return new
 

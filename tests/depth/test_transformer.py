@@ -237,6 +237,16 @@ def test_only_the_seed_decides(make):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.parametrize("make", [Transformer, DigitNet])
+def test_torchs_own_random_stream_is_left_alone(make):
+    """A script's own draws must not depend on whether it built, or converted, one of these nets before."""
+    from normkit.depth.equivalence import to_rmsnorm
+
+    before = torch.get_rng_state()
+    to_rmsnorm(make("pre", layers=2, norm="layernorm"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("placement", ["pre", "deepnorm", "mix"])
 def test_no_logit_depends_on_a_later_token(placement):
     model = disturbed(Transformer(placement, **SIZES))
