@@ -6,6 +6,8 @@ from importlib.resources import files
 from normkit import ledger
 from normkit.arrays import compute_lock
 
+SIDES = {"claimed": "as claimed", "open": "undecided", "other": "the other way"}
+
 
 class Badge:
     """The last verdict of a claim: fixed text for records and tests, and a live button to rerun the claim.
@@ -30,10 +32,11 @@ class Badge:
         return self.verdict
 
     def details(self) -> str:
-        """The claim's statement, then a line for each regime of the verdict: mean, interval, side."""
+        """The statement, what was measured and is claimed of it, and a line a regime: mean, interval, side."""
         regimes = self.verdict.regimes if self.verdict else ()
-        numbers = [f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}], {r.side}" for r in regimes]
-        return "\n".join([self.claim.statement, *numbers])
+        numbers = [f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}], {SIDES[r.side]}" for r in regimes]
+        measured = f"Measured: {self.claim.statistic}; claimed: {self.claim.wanted}."
+        return "\n".join([self.claim.statement, measured, *numbers])
 
     def widget(self):
         """The live form: an anywidget. Its `rerun()` is what the button does; what that raises stays in `error`."""

@@ -76,6 +76,12 @@ class Claim:
         return (self.threshold, math.inf) if self.direction == ">" else (-math.inf, self.threshold)
 
     @property
+    def wanted(self) -> str:
+        """The region in words, such as "> 0" or "within 0.9 to 1.1"."""
+        low, high = self.region
+        return f"within {low:g} to {high:g}" if self.direction == "within" else f"{self.direction} {self.threshold:g}"
+
+    @property
     def definition(self) -> str:
         """A short hash of what decides the verdict: the fields and the source of `sample` (not of what it calls)."""
         deciding = ("id", "statement", "regimes", "direction", "threshold", "seeds", "alpha")
@@ -246,7 +252,7 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
         v = found[claim.id]
         cells = "; ".join(f"{r.name}: {r.effect:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in v.regimes)
         paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
-        shown = cells and f"{claim.statistic} ({_wanted(claim)}): {cells}"
+        shown = cells and f"{claim.statistic} ({claim.wanted}): {cells}"
         row = (claim.statement, paper, f"**{v.verdict or 'error'}**", shown or v.error, str(v.seeds))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return "\n".join(rows)
@@ -262,11 +268,6 @@ def summary() -> str:
             paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
             rows.append(f"| {claim.statement.replace('|', chr(92) + '|')} | {paper} | {v.verdict or 'error'} |")
     return "\n".join(rows)
-
-
-def _wanted(claim):
-    low, high = claim.region
-    return f"within {low:g} to {high:g}" if claim.direction == "within" else f"{claim.direction} {claim.threshold:g}"
 
 
 def badge(id: str):
@@ -301,6 +302,6 @@ def describe(verdict: Verdict) -> str:
     claim = find(verdict.id)
     outcome = verdict.verdict or f"error: {verdict.error}"
     head = f"{verdict.id}: {outcome}  ({verdict.seeds} seeds, {verdict.seconds:g} s)"
-    lines = [head, f"    {claim.statement}", f"    {claim.statistic}, claimed {_wanted(claim)}"]
+    lines = [head, f"    {claim.statement}", f"    {claim.statistic}, claimed {claim.wanted}"]
     lines += [f"      {r.name}: {r.effect:.4g} [{r.low:.4g}, {r.high:.4g}] {r.side}" for r in verdict.regimes]
     return "\n".join(lines)

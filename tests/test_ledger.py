@@ -225,7 +225,11 @@ def test_a_badge_reruns_on_a_click(book):
     pytest.importorskip("anywidget")
     badge = ledger.badge("falling")
     widget = badge.widget()
-    assert (widget.verdict, widget.details, widget.running) == ("falling: not run yet", "one is negative", False)
+    assert (widget.verdict, widget.details, widget.running) == (
+        "falling: not run yet",
+        f"one is negative\nMeasured: {badge.claim.statistic}; claimed: < 0.",
+        False,
+    )
     shown = []
     widget.observe(lambda change: shown.append((change["name"], change["new"])), ["running", "done"])
     click(widget)

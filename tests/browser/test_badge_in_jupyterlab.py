@@ -34,6 +34,6 @@ def test_the_button_reruns_and_shows_errors_and_keeps_its_keys(notebook):
     page.page.keyboard.press("Enter")
     expect(verdict).to_have_text("made-up: holds (last run, 3 seeds)")
     expect(badge.get_by_role("alert")).to_be_empty()
-    expect(badge).to_contain_text("only: 2 [2, 2], claimed")
+    expect(badge).to_contain_text("only: 2 [2, 2], as claimed")
     expect(button).to_be_focused()
     assert cells.count() == before
