@@ -16,6 +16,7 @@ _LAZY = {
     "DepthTrainingLab": "normkit.depth.training_lab",
     "Lab": "normkit.lab",
     "Profile": "normkit.profile",
+    "ProfileLab": "normkit.depth.profile_lab",
     "ask": "normkit.lesson",
     "depth": "normkit.depth",
     "labs": "normkit.lab",

@@ -23,7 +23,11 @@ from normkit import __version__
 from normkit.arrays import compute_lock
 from normkit.figures import Axes, Curve, describe_figure, plotly_figure
 
-_LABS = {"DepthLab": "normkit.depth.lab", "DepthTrainingLab": "normkit.depth.training_lab"}
+_LABS = {
+    "DepthLab": "normkit.depth.lab",
+    "DepthTrainingLab": "normkit.depth.training_lab",
+    "ProfileLab": "normkit.depth.profile_lab",
+}
 
 
 class Control(NamedTuple):

@@ -19,6 +19,7 @@ _LAZY = {
             "laws",
             "nuclear",
             "placement",
+            "profile_lab",
             "removal",
             "sharing",
             "sinks",

@@ -42,7 +42,9 @@ def residual_profile(
     over all tokens, no mask. Weights N(0, 1/fan_in), those after phi N(0, 1/(fan_in E phi(z)^2)) (He's 2/fan_in for
     ReLU), so that linear and mlp keep a unit variance; DeepNorm and Fixup rescale them (placement.weight_scales).
     Norms are RMSNorm without gain, eps 1e-6. Input x_0 ~ N(0,1), (tokens, width), another one for every run.
-    variance[:, l] is the mean square of x_l, gradient[:, l] that of dl/dx_l for l = <x_L, g>, g ~ N(0,1).
+    variance[:, l] is the mean square of x_l, gradient[:, l] that of dl/dx_l for l = <x_L, g>, g ~ N(0,1). The profile
+    also has norm, the mean token norm; update, the mean square of x_{l+1} - x_l; angle, between the two over pi; and with
+    attention its entropy in nats.
     A run does not depend on how many others there are, nor its layer k on `layers` (but for rules that use L).
     Raises ValueError for unknown names, layers, tokens, seeds < 1, width < 2, heads that do not divide width, overflow.
     """
@@ -67,14 +69,25 @@ def residual_profile(
 
     x = np.stack([_normal((tokens, width), seed, run, "input") for run in range(seeds)]).astype(dtype)
     g = np.stack([_normal((tokens, width), seed, run, "cotangent") for run in range(seeds)]).astype(dtype)
-    variance, gradient = np.empty((2, layers + 1, seeds))
+    variance, gradient, norm = np.empty((3, layers + 1, seeds))
+    update, angle = np.empty((2, layers, seeds))
+    entropy = np.empty((layers, seeds)) if sublayer == "attention" else None
     tapes = []
     with np.errstate(over="ignore", invalid="ignore"):  # Profile reports an overflow, with its layer
-        variance[0] = _mean_square(x)
+        last = x.astype(np.float64)  # squares of a large float32 overflow
+        variance[0], norm[0] = _sizes(np.vecdot(last, last), width)
         for layer, here in enumerate(rules):
             x, tape = _forward(x, here, branch, weights(layer))
             tapes.append(tape)
-            variance[layer + 1] = _mean_square(x)
+            now = x.astype(np.float64)
+            power, was, both = np.vecdot(now, now), np.vecdot(last, last), np.vecdot(last, now)
+            variance[layer + 1], norm[layer + 1] = _sizes(power, width)
+            update[layer] = np.maximum(power + was - 2 * both, 0).mean(-1) / width
+            cosine = both / np.sqrt(power * was)
+            angle[layer] = np.arccos(np.clip(cosine, -1, 1)).mean(-1) / np.pi
+            last = now
+            if entropy is not None:
+                entropy[layer] = branch.entropy(tape[2])
         gradient[layers] = _mean_square(g)
         for layer in reversed(range(layers)):
             g = _backward(g, rules[layer], branch, weights(layer), tapes.pop())
@@ -90,7 +103,8 @@ def residual_profile(
         "mix": mix,
         "seed": seed,
     }
-    return Profile(placement, variance.T, gradient.T, meta=meta)
+    entropy = None if entropy is None else entropy.T
+    return Profile(placement, variance.T, gradient.T, update.T, norm.T, angle.T, entropy, meta)
 
 
 # ---- one block ------------------------------------------------------------------------------------------------------
@@ -187,6 +201,11 @@ class _Attention:
         gk, gv = np.matmul(gs.swapaxes(-1, -2), q), np.matmul(a.swapaxes(-1, -2), go)
         return sum(_matmul(self._join(part), [w[i].T for w in weights]) for i, part in enumerate((gq, gk, gv)))
 
+    def entropy(self, tape):
+        """Mean over heads and queries of -sum a log a, in nats, (runs,)."""
+        a = tape[3]
+        return -np.where(a > 0, a * np.log(np.maximum(a, np.finfo(a.dtype).tiny)), 0).sum(-1).mean((1, 2))
+
     def _split(self, x):
         runs, tokens, width = x.shape
         return x.reshape(runs, tokens, self.heads, width // self.heads).swapaxes(1, 2)
@@ -214,6 +233,11 @@ def _matmul(x, weights):
     for run, w in enumerate(weights):
         np.matmul(x[run], w, out=y[run])
     return y
+
+
+def _sizes(power, width):
+    """Mean square and mean norm, (runs,), from every token's sum of squares, (runs, tokens)."""
+    return power.mean(-1) / width, np.sqrt(power).mean(-1)
 
 
 def _mean_square(x):

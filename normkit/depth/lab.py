@@ -43,7 +43,30 @@ def profile_curves(profile: Profile, look=REAL) -> list[Curve]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DepthLab(Lab):
+class RealModelLab(Lab):
+    """A lab that may hold a Profile of the learner's own model; it travels with the lab's state."""
+
+    real: Profile | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        if not isinstance(self.real, Profile | None):
+            raise TypeError(f"real must be a Profile, as normkit.probe(model, batch) returns it; got {type(self.real)}")
+        super().__post_init__()
+
+    def state(self):
+        return super().state() | ({"real": self.real.to_dict()} if self.real else {})
+
+    @classmethod
+    def from_state(cls, state):
+        return cls(real=Profile.from_dict(state["real"]) if "real" in state else None)
+
+    def measured(self) -> Profile:
+        """The learner's profile, or the stored one of MiniLM."""
+        return self.real or _stored()["MiniLM"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DepthLab(RealModelLab):
     """Variance growth with depth: where the norm sits decides how the residual stream grows
 
     Left: mean square of the stream x_l. Right: mean square of the loss gradient at x_l, for a unit gradient at the top.
@@ -65,19 +88,6 @@ class DepthLab(Lab):
     model: str = choice(
         "trained", "none", "trained", "MiniLM", label="Real model", help="Measured on a trained network."
     )
-    real: Profile | None = field(default=None)
-
-    def __post_init__(self):
-        if not isinstance(self.real, Profile | None):
-            raise TypeError(f"real must be a Profile, as normkit.probe(model, batch) returns it; got {type(self.real)}")
-        super().__post_init__()
-
-    def state(self):
-        return super().state() | ({"real": self.real.to_dict()} if self.real else {})
-
-    @classmethod
-    def from_state(cls, state):
-        return cls(real=Profile.from_dict(state["real"]) if "real" in state else None)
 
     def placements(self) -> list[str]:
         return [self.placement] + [self.against] * (self.against not in ("nothing", self.placement))
@@ -120,10 +130,8 @@ class DepthLab(Lab):
         return curves + self._measured()
 
     def _measured(self):
-        if self.real is not None:
-            return profile_curves(self.real)
-        if self.model == "MiniLM":
-            return profile_curves(_stored()["MiniLM"])
+        if self.real is not None or self.model == "MiniLM":
+            return profile_curves(self.measured())
         if self.model == "trained":
             return [c for p in self.placements() for c in profile_curves(_stored()[f"trained {p}"], STYLES[p])]
         return []

@@ -48,6 +48,18 @@ def skip_path_weight(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
     return _propagate(placement, layers, gain, mix, matrices)[2]
 
 
+def steps(placement, layers, *, gain=1.0, mix=0.25, matrices=1):
+    """What one layer does to the stream: mean square of x_{l+1} - x_l and the angle between the two over pi, (layers,) each.
+
+    x_{l+1} = s x_l + independent rest, where s is the layer's factor of the skip path: E <x_l, x_{l+1}> = s Var(x_l), so
+    that update = Var(x_l) + Var(x_{l+1}) - 2 s Var(x_l) and cos(angle) = s sqrt(Var(x_l) / Var(x_{l+1})).
+    Raises ValueError as `variance` does.
+    """
+    var, _, skip = _propagate(placement, layers, gain, mix, matrices)
+    before, after, s = var[:-1], var[1:], skip[1:] / skip[:-1]
+    return before + after - 2 * s * before, np.arccos(np.clip(s * np.sqrt(before / after), -1, 1)) / np.pi
+
+
 def _propagate(placement, layers, gain, mix, matrices):
     placement = check(placement, layers)
     gain = _number("gain", gain, least=0.0) * math.prod(weight_scales(placement, layers, matrices)) ** 2
