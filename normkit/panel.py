@@ -45,7 +45,7 @@ class Panel(anywidget.AnyWidget):
             ],
         }
         super().__init__(face=face, controls=lab.controls())
-        self.lab, self._thread, self._stop = lab, None, threading.Event()
+        self.lab, self._thread, self._stop, self.failure = lab, None, threading.Event(), None
         self._answer(0, "exact")
 
     def moved(self):
@@ -115,7 +115,7 @@ class Panel(anywidget.AnyWidget):
 
     def _start(self, seq):
         self._halt()
-        self._stop = threading.Event()
+        self._stop, self.failure = threading.Event(), None
         self._thread = threading.Thread(target=self._run, args=(seq, self._stop), name="normkit-lab", daemon=True)
         self._thread.start()
 
@@ -147,7 +147,7 @@ class Panel(anywidget.AnyWidget):
         """Wait for a started run to end, and raise what it raised."""
         if self._thread is not None:
             self._thread.join()
-        if getattr(self, "failure", None) is not None:
+        if self.failure is not None:
             raise self.failure
 
 

@@ -209,6 +209,10 @@ def test_a_crash_in_a_stream_is_shown_and_raised():
     with pytest.raises(FloatingPointError, match="diverged"):
         panel.wait()
     assert "diverged at step 3" in panel.picture["error"]
+    panel._handle_custom_msg(message(4, layers=8, slope=1.0, law="line"), [])
+    panel._handle_custom_msg({"kind": "start", "seq": 5}, [])
+    panel.wait()  # the next run is judged by itself
+    assert panel.picture["error"] is None
     with pytest.raises(FloatingPointError):
         ToyStream(slope=2.0).run()
 

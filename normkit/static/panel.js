@@ -66,7 +66,7 @@ function tickText(ctx, text, x, y) {
   const size = ctx.font, w = ctx.measureText(base).width, align = ctx.textAlign;
   ctx.font = size.replace(/\d+px/, "10px");
   const at = align === "right" ? x : align === "center" ? x + w / 2 : x + w;
-  ctx.textAlign = align === "right" ? "left" : "left";
+  ctx.textAlign = "left";
   ctx.fillText(power, at + 1, y - 6);
   ctx.font = size;
   ctx.textAlign = align;
