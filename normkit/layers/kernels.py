@@ -20,7 +20,8 @@ from numba.extending import intrinsic  # noqa: E402
 PARALLEL = 1 << 18  # elements (about 0.1 ms of work): below, waking the second thread costs more than it gains
 BEYOND_CACHE = 1 << 25  # bytes of x and out together from which on the output is streamed past the cache
 _BLOCK = 1024  # elements; float32 partial sums are folded into float64 this often
-_ROWS = 64  # blocks a task: fixed, so that rounding does not depend on the number of threads
+_CHUNK = 256  # elements written and stored in turn when streaming: memory works while the next chunk is computed
+_TASK = 1 << 16  # elements a task: fixed, so that rounding does not depend on the number of threads
 
 # Enough for SIMD sums, but NaN and infinity keep their meaning ("nnan", "ninf" are absent).
 _SUMS = {"reassoc", "contract", "nsz", "arcp", "afn"}
@@ -78,21 +79,20 @@ def _prefetch(context, address):
 
 
 @_row
-def _flush(block, out, ahead):
-    """Copy `block` to `out` (1-D, contiguous, same length), whole cache lines around the cache.
+def _stream_lines(source, out, ahead):
+    """Copy `source` to `out` (1-D, contiguous) up to the last whole cache line of `out`, around the cache.
 
-    Prefetches as much from address `ahead` meanwhile: memory then reads while it writes.
+    Returns how many entries that were. Prefetches as much from address `ahead`: memory then reads while it writes.
     """
-    to, source, size = out.ctypes.data, block.ctypes.data, out.itemsize
-    head = min((-to % 64) // size, block.shape[0])
+    to, start, size = out.ctypes.data, source.ctypes.data, out.itemsize
+    head = min((-to % 64) // size, source.shape[0])
     for j in range(head):
-        out[j] = block[j]
-    last = block.shape[0] * size - 63
-    for at in range(head * size, last, 64):
-        _stream(to + at, source + at)
+        out[j] = source[j]
+    whole = head + (source.shape[0] - head) * size // 64 * 64 // size
+    for at in range(head * size, whole * size, 64):
+        _stream(to + at, start + at)
         _prefetch(ahead + at)
-    for j in range(head + (block.shape[0] - head) * size // 64 * 64 // size, block.shape[0]):
-        out[j] = block[j]
+    return whole
 
 
 @_row
@@ -187,25 +187,25 @@ def _cached_rows(x, w, b, y, eps, first, last, centered):
 
 
 @_row_sums
-def _streamed_rows(x, w, b, y, eps, first, last, buffer, centered):
-    """One loop writes a row and sums the following one; another stores it while memory is read further ahead."""
-    n = x.shape[1]
+def _streamed_rows(x, w, b, y, eps, first, last, buffer, careful, centered):
+    """One loop writes a row and sums the following one; another stores it while memory is read further ahead.
+
+    The rows pass through `buffer` as one stream, so that only its two ends share a cache line with other rows.
+    """
+    n, out = x.shape[1], y[first:last].reshape(-1)
     k = _start(x[first], centered)
     m, q = _sums(x[first], k)
+    stored = held = 0
     for i in range(first, last):
         row, following = x[i], x[min(i + 1, last - 1)]
         k, m, variance = _settle(row, k, m, q, centered)
         r, mean, shift = _scale(row, variance, eps), x.dtype.type(m), _start(following, centered)
+        careful[i - first] = not r > 0
         m = q = 0.0
-        for begin in range(0, n, _BLOCK):
-            end = min(begin + _BLOCK, n)
-            xs, ws, bs, ys, nexts = (
-                row[begin:end],
-                w[begin:end],
-                b[begin:end],
-                buffer[: end - begin],
-                following[begin:end],
-            )
+        for begin in range(0, n, _CHUNK):
+            end = min(begin + _CHUNK, n)
+            xs, ws, bs, nexts = row[begin:end], w[begin:end], b[begin:end], following[begin:end]
+            ys = buffer[held : held + end - begin]
             s1 = s2 = x.dtype.type(0)
             for j in range(xs.shape[0]):
                 d = nexts[j] - shift
@@ -217,11 +217,18 @@ def _streamed_rows(x, w, b, y, eps, first, last, buffer, centered):
                     ys[j] = xs[j] * r * ws[j]
             m += s1 / n
             q += s2 / n
-            _flush(ys, y[i][begin:end], nexts.ctypes.data + 2 * _BLOCK * x.itemsize)
-        if not r > 0:
-            _careful(row, w, b, y[i], eps, centered)
+            held += end - begin
+            whole = _stream_lines(buffer[:held], out[stored:], nexts.ctypes.data + 12 * _CHUNK * x.itemsize)
+            stored, held = stored + whole, held - whole
+            for j in range(held):
+                buffer[j] = buffer[whole + j]
         k = shift
+    for j in range(held):
+        out[stored + j] = buffer[j]
     _fence()
+    for i in range(first, last):
+        if careful[i - first]:
+            _careful(x[i], w, b, y[i], eps, centered)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -234,7 +241,8 @@ def _parallel(x, w, b, y, eps, centered, rows, stream):
     for task in numba.prange(-(-x.shape[0] // rows)):
         first, last = task * rows, min(task * rows + rows, x.shape[0])
         if stream:
-            _streamed_rows(x, w, b, y, eps, first, last, np.empty(_BLOCK, x.dtype), centered)
+            buffer, careful = np.empty(_CHUNK + 16, x.dtype), np.empty(last - first, np.bool_)
+            _streamed_rows(x, w, b, y, eps, first, last, buffer, careful, centered)
         else:
             _cached_rows(x, w, b, y, eps, first, last, centered)
 
@@ -263,13 +271,17 @@ def _run(centered, x, weight, bias, eps, out):
     elif type(out) is not np.ndarray or out.dtype != dtype or out.shape != x.shape or not out.flags.c_contiguous:
         return NotImplemented
     rows, y = np.ascontiguousarray(x).reshape(-1, n), out.reshape(-1, n)
+    in_place = np.may_share_memory(rows, y)
+    if in_place and rows.ctypes.data != y.ctypes.data:
+        rows, in_place = rows.copy(), False  # overlapping, but shifted: a row would be overwritten before it is read
     w = _constant(1, n, dtype) if weight is None else np.ascontiguousarray(weight)
     b = _constant(0, n, dtype) if bias is None else np.ascontiguousarray(bias)
     if x.size < PARALLEL:
         _serial(rows, w, b, y, float(eps), centered)
     else:
         with compute_lock:
-            _parallel(rows, w, b, y, float(eps), centered, max(1, _ROWS * _BLOCK // n), 2 * x.nbytes >= BEYOND_CACHE)
+            streamed = 2 * x.nbytes >= BEYOND_CACHE and not in_place  # the careful pass reads a row after it is stored
+            _parallel(rows, w, b, y, float(eps), centered, max(1, _TASK // n), streamed)
     return out
 
 
@@ -288,8 +300,9 @@ def _copy_cached(x, y):
 @numba.njit(cache=True, nogil=True, parallel=True)
 def _copy_streamed(x, y, rows):
     for task in numba.prange(-(-x.shape[0] // rows)):
-        for i in range(task * rows, min(task * rows + rows, x.shape[0])):
-            _flush(x[i], y[i], x[min(i + 3, x.shape[0] - 1)].ctypes.data)
+        source, out = x[task * rows : task * rows + rows].reshape(-1), y[task * rows : task * rows + rows].reshape(-1)
+        whole = _stream_lines(source, out, source.ctypes.data + 3 * x.shape[1] * x.itemsize)
+        out[whole:] = source[whole:]
 
 
 def copy_rows(x, y):
@@ -298,4 +311,4 @@ def copy_rows(x, y):
         _copy_cached(x, y)
     else:
         with compute_lock:
-            _copy_streamed(x, y, max(1, _ROWS * _BLOCK // x.shape[1]))
+            _copy_streamed(x, y, max(1, _TASK // x.shape[1]))

@@ -125,10 +125,14 @@ def test_views_outputs_and_unaligned_memory(path, name):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_in_place(path, name):
-    x = stream(7, "in place").standard_normal((130, 1500)).astype(np.float32)
-    want = NORMS[name](x)
-    np.testing.assert_array_equal(NORMS[name](x, out=x), want)
+@pytest.mark.parametrize("shift", [0, 1, 1500, -7])
+def test_in_place(path, name, shift):
+    memory = stream(7, "in place").standard_normal(132 * 1500).astype(np.float32)
+    memory[3000:4500] *= 1e30  # a row for the careful pass
+    x, out = (memory[1500 + k :][: 130 * 1500].reshape(130, 1500) for k in (0, shift))
+    want = NORMS[name](x.copy())
+    got = NORMS[name](x, out=out)
+    np.testing.assert_allclose(got, want, rtol=0, atol=20 * np.finfo(np.float32).eps * np.abs(want).max())
 
 
 THREADS = """
