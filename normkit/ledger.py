@@ -28,6 +28,7 @@ from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
 
 THEMES = {"depth": "normkit.depth.claims"}
 SCHEMA = 1
+FIRST_SEED = 1000  # smaller seeds are for writing a claim; its verdict comes from seeds its author has not looked at
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,17 @@ class Verdict:
 
 
 def run(claim: Claim | str, progress: Callable[[int, int], None] | None = None) -> Verdict:
-    """Measure a claim on its seeds 0 ... seeds-1 and decide. `progress(done, seeds)` is called after each seed.
+    """Measure a claim on its seeds, from FIRST_SEED on, and decide. `progress(done, seeds)` is called after each seed.
 
     Never raises for a claim that fails: its verdict is None and `error` says why. ValueError for an unknown id.
     """
     claim = find(claim) if isinstance(claim, str) else claim
     start, rows, found, error, verdict = time.perf_counter(), [], (), None, None
     try:
-        for seed in range(claim.seeds):
-            rows.append(_measure(claim, seed))
+        for done in range(claim.seeds):
+            rows.append(_measure(claim, FIRST_SEED + done))
             if progress:
-                progress(seed + 1, claim.seeds)
+                progress(done + 1, claim.seeds)
         mean, low, high = interval(np.array(rows), claim.alpha)
         codes = sides(low, high, claim.region)
         numbers = zip(claim.regimes, mean.tolist(), low.tolist(), high.tolist(), codes, strict=True)

@@ -46,7 +46,7 @@ def book(monkeypatch, tmp_path):
 
 def test_run_reports_mean_and_interval_of_the_samples():
     verdict = run(make())
-    x = np.array([1.0 + 0.1 * noise(seed) for seed in range(6)])
+    x = np.array([1.0 + 0.1 * noise(seed) for seed in range(1000, 1006)])  # the first thousand are for writing claims
     (only,) = verdict.regimes
     half = 4.032142983557536 * x.std(ddof=1) / np.sqrt(6)  # t(.995, 5)
     assert verdict.verdict == "holds"
@@ -78,8 +78,8 @@ def test_verdicts_come_from_the_samples(sample, fields, verdict, sides):
     ("sample", "regimes", "message"),
     [
         (lambda s: 1 / 0, ("a",), "ZeroDivisionError"),
-        (lambda s: float("nan"), ("a",), "seed 0 measured .*not finite"),
-        (lambda s: float("inf") if s == 3 else 1.0, ("a",), "seed 3 measured .*not finite"),
+        (lambda s: float("nan"), ("a",), "seed 1000 measured .*not finite"),
+        (lambda s: float("inf") if s == 1003 else 1.0, ("a",), "seed 1003 measured .*not finite"),
         (lambda s: [1.0, 2.0], ("a",), "2 numbers for 1 regimes"),
         (lambda s: 1.0, ("a", "b"), "1 numbers for 2 regimes"),
     ],
@@ -136,7 +136,7 @@ def test_the_decorator_makes_a_claim():
 
     @claim(id="decorated", seeds=5, budget_s=1, **given)
     def sample(seed):
-        return seed + 1.0
+        return seed - 999.0
 
     assert isinstance(sample, Claim)
     assert run(sample).regimes[0].effect == pytest.approx(3.0)

@@ -14,7 +14,7 @@ scaled_sqrt_l      x + f(x) / sqrt(L)               Dherin and Munn 2510.03470
 scaled_l           x + f(x) / L                     the same
 skipinit           x + s f(x), s a learnable scalar that starts at 0            De and Smith 2002.10444
 fixup              x + s f(x), s starts at 1; the last matrix of f starts at 0, the other m-1 times L^(-1/(2m-2))
-                                                    Zhang et al. 1901.09321, without its scalar biases
+                   and f adds a learnable scalar before each matrix and activation   Zhang et al. 1901.09321
 
 The DeepNorm paper counts N layers of two sublayers each. Here a layer is one sublayer, and N = L, the number of blocks.
 """

@@ -1,7 +1,7 @@
 """Small residual networks in torch, with any placement of the norm: a transformer and a classifier of digits.
 
 The transformer is the smallest one that still shows what the depth papers are about: blocks of attention and a GELU
-MLP, no biases, weights ~ N(0, 1/fan_in), token and position embeddings of variance 1/2 each, so that the stream enters
+MLP, no biases (but Fixup's scalars), weights ~ N(0, 1/fan_in), token and position embeddings of variance 1/2 each, so that the stream enters
 with variance 1. With a standard deviation of 0.02 at this width each block would add a thousandth and depth would show
 nothing. Every addition to the stream goes through `placement.residual_step`.
 """
@@ -22,31 +22,45 @@ def generator(seed: int, *path: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
 
 
+class ScalarBias(nn.Module):
+    """x + b with one learnable number b, 0 at the start: Fixup has it before each matrix and each activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.bias
+
+
 class Attention(nn.Module):
     """Multi-head attention W_o concat_h softmax(q k^T / sqrt(d/h)) v, (batch, tokens, width) -> the same, fused."""
 
-    def __init__(self, width, heads, causal=True):
+    def __init__(self, width, heads, causal=True, bias=nn.Identity):
         super().__init__()
+        self.before_in, self.before_out = bias(), bias()
         self.heads, self.causal = heads, causal
         self.query, self.key, self.value, self.out = (_matrix(width, width) for _ in range(4))
         self.scaled = ("value", "out")  # DeepNorm leaves queries and keys alone (2203.00555)
 
     def forward(self, x):
+        x = self.before_in(x)
         q, k, v = (w(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2) for w in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out(mixed.transpose(-3, -2).flatten(-2))
+        return self.out(self.before_out(mixed.transpose(-3, -2).flatten(-2)))
 
 
 class MLP(nn.Module):
     """W_2 GELU(W_1 x), hidden width twice the width."""
 
-    def __init__(self, width):
+    def __init__(self, width, bias=nn.Identity):
         super().__init__()
+        self.before_up, self.before_gelu, self.before_down = bias(), bias(), bias()
         self.up, self.down = _matrix(width, 2 * width), _matrix(2 * width, width)
         self.scaled = ("up", "down")
 
     def forward(self, x):
-        return self.down(F.gelu(self.up(x)))
+        return self.down(self.before_down(F.gelu(self.before_gelu(self.up(self.before_up(x))))))
 
 
 class Sublayer(nn.Module):
@@ -79,7 +93,8 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, placement, block, blocks, norm, causal):
         super().__init__()
-        branches = (Attention(width, heads, causal), MLP(width))
+        bias = _bias(placement)
+        branches = (Attention(width, heads, causal, bias), MLP(width, bias))
         additions = placement in ("scaled_sqrt_l", "scaled_l", "skipinit", "fixup")
         places = [(2 * block + i, 2 * blocks) if additions else (block, blocks) for i in range(2)]
         self.parts = nn.Sequential(
@@ -144,7 +159,9 @@ class DigitNet(nn.Module):
         place.pick("norm", norm, NORMS)
         place.check_count("width", width)
         self.placement, self.first, self.head = placement, _matrix(64, width), _matrix(width, 10)
-        self.blocks = nn.ModuleList(Sublayer(MLP(width), placement, i, layers, norm, width) for i in range(layers))
+        self.blocks = nn.ModuleList(
+            Sublayer(MLP(width, _bias(placement)), placement, i, layers, norm, width) for i in range(layers)
+        )
         self.final = nn.Identity() if placement in ("post", "deepnorm") else NORMS[norm](width)
         with torch.no_grad():
             _draw(self.first, generator(seed, "first"))
@@ -157,6 +174,10 @@ class DigitNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.final(x))
+
+
+def _bias(placement):
+    return ScalarBias if placement == "fixup" else nn.Identity
 
 
 def _matrix(fan_in, fan_out):
@@ -173,4 +194,5 @@ def _draw_branches(parts, draws):
         scaled = part.branch.scaled
         scales = dict(zip(scaled, place.weight_scales(part.placement, part.place[1], len(scaled)), strict=True))
         for name, matrix in part.branch.named_children():
-            _draw(matrix, draws, scales.get(name, 1.0))
+            if isinstance(matrix, nn.Linear):
+                _draw(matrix, draws, scales.get(name, 1.0))

@@ -40,6 +40,7 @@ def normalize(x, gain, bias=None):
 def attend(x, w, heads, causal):
     """Head by head and query by query, from the definition."""
     size = x.shape[-1] // heads
+    x = x + w.get("before_in", 0)
     q, k, v = (x @ w[name].T for name in ("query", "key", "value"))
     mixed = torch.zeros_like(x)
     for h in range(heads):
@@ -49,12 +50,12 @@ def attend(x, w, heads, causal):
             scores = torch.einsum("bd,bsd->bs", q[:, t, part], k[:, :seen, part]) / math.sqrt(size)
             odds = torch.exp(scores - scores.amax(-1, keepdim=True))
             mixed[:, t, part] = torch.einsum("bs,bsd->bd", odds / odds.sum(-1, keepdim=True), v[:, :seen, part])
-    return mixed @ w["out"].T
+    return (mixed + w.get("before_out", 0)) @ w["out"].T
 
 
 def mlp(x, w):
-    h = x @ w["up"].T
-    return (h * (1 + torch.erf(h / math.sqrt(2))) / 2) @ w["down"].T
+    h = (x + w.get("before_up", 0)) @ w["up"].T + w.get("before_gelu", 0)
+    return (h * (1 + torch.erf(h / math.sqrt(2))) / 2 + w.get("before_down", 0)) @ w["down"].T
 
 
 def add(placement, x, f, norm, output_norm, scale, block, blocks, additions):
@@ -81,6 +82,9 @@ def plain_sublayer(state, prefix, placement, x, block, blocks, additions, heads=
     """One addition; attention where heads are given."""
     names = BRANCHES["attention" if heads else "mlp"]
     w = {name: state[f"{prefix}branch.{name}.weight"] for name in names}
+    if placement == "fixup":
+        scalars = ("before_in", "before_out") if heads else ("before_up", "before_gelu", "before_down")
+        w |= {name: state[f"{prefix}branch.{name}.bias"] for name in scalars}
     norm, output_norm = (
         lambda y, key=key: normalize(y, state[f"{prefix}{key}.weight"], state.get(f"{prefix}{key}.bias"))
         for key in ("norm", "output_norm")
@@ -181,6 +185,8 @@ def test_fixup_starts_with_zero_last_matrices_and_counts_additions():
     for key, weight in usual.items():
         torch.testing.assert_close(fixup[key], factors.get(key.split(".")[-2], 1.0) * weight, rtol=1e-6, atol=0)
     assert all(v == 1 for key, v in fixup.items() if key.endswith("scale"))
+    assert all(v == 0 for key, v in fixup.items() if key.endswith("bias"))
+    assert sum(key.endswith("bias") for key in fixup) == 5 * SIZES["layers"]  # 2 in attention, 3 in the MLP
     net, start = Transformer("fixup", **SIZES), Transformer("skipinit", **SIZES)
     # both are the identity at the start, with the same embeddings and head
     tokens = some_tokens()
