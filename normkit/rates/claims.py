@@ -1,0 +1,3 @@
+"""All claims of the rates theme, by paper."""
+
+CLAIMS = []
