@@ -26,7 +26,8 @@ import numpy as np
 from normkit.files import data_path
 from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
 
-THEMES = {"depth": "normkit.depth.claims"}
+THEMES = {"depth": "normkit.depth.claims", "rates": "normkit.rates.claims"}
+TITLES = {"depth": "Variance growth with depth", "rates": "Effective learning rates"}
 SCHEMA = 1
 FIRST_SEED = 1000  # smaller seeds are for writing a claim; its verdict comes from seeds its author has not looked at
 
@@ -53,7 +54,6 @@ class Claim:
     budget_s: float
     sample: Callable[[int], float | Sequence[float]] = field(repr=False)
     alpha: float = 0.01
-    theme: str = "depth"
 
     def __post_init__(self):
         def rule(ok, text):
@@ -244,9 +244,12 @@ def save(verdicts: Sequence[Verdict], file: Path | None = None) -> None:
     file.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def table(verdicts: Sequence[Verdict] | None = None) -> str:
-    """Markdown table of the ledger (of the last written run, unless given): claim, paper, verdict, effect, interval."""
-    known = claims()
+def table(verdicts: Sequence[Verdict] | None = None, theme: str | None = None) -> str:
+    """Markdown table of the ledger (of the last written run, unless given): claim, paper, verdict, effect, interval.
+
+    `theme` leaves out the other themes' claims. Raises ValueError for an unknown theme.
+    """
+    known = claims(theme)
     rows = ["| claim | paper | verdict | statistic: mean [interval] by regime | seeds |", "|---|---|---|---|---|"]
     found = {v.id: v for v in (load().values() if verdicts is None else verdicts)}
     for claim in [known[id] for id in known if id in found]:  # in the order of the claims, which is by paper
@@ -260,15 +263,17 @@ def table(verdicts: Sequence[Verdict] | None = None) -> str:
 
 
 def summary() -> str:
-    """Markdown table of claim, paper and verdict of the last written run: the one in README.md."""
-    rows = ["| claim | paper | verdict |", "|---|---|---|"]
-    known = claims()
-    for v in load().values():
-        if v.id in known:
-            claim = known[v.id]
+    """Markdown tables, one a theme, of claim, paper and verdict of the last written run: those in README.md."""
+    found, tables = load(), []
+    for theme, title in TITLES.items():
+        rows = [f"**{title}**", "", "| claim | paper | verdict |", "|---|---|---|"]
+        known = claims(theme)
+        for id in sorted(known.keys() & found.keys()):
+            claim = known[id]
             paper = f"[{claim.paper}](https://arxiv.org/abs/{claim.arxiv})" if claim.arxiv else claim.paper
-            rows.append(f"| {claim.statement.replace('|', chr(92) + '|')} | {paper} | {v.verdict or 'error'} |")
-    return "\n".join(rows)
+            rows.append(f"| {claim.statement.replace('|', chr(92) + '|')} | {paper} | {found[id].verdict} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables)
 
 
 def badge(id: str):

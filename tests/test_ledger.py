@@ -191,6 +191,14 @@ def test_the_table_shows_verdict_effect_and_interval(book):
     assert "ZeroDivisionError" in ledger.table([run("broken")])
 
 
+def test_a_theme_has_its_own_table():
+    tables = {theme: ledger.table(theme=theme) for theme in (None, *ledger.THEMES)}
+    rows = {theme: set(text.splitlines()[2:]) for theme, text in tables.items()}
+    assert set.union(*(rows[theme] for theme in ledger.THEMES)) == rows[None]
+    assert rows["depth"].isdisjoint(rows["rates"])
+    assert ledger.TITLES.keys() == ledger.THEMES.keys()
+
+
 def test_the_command_prints_json_and_reports_errors_by_its_code(book, capsys):
     assert ledger.main(json_output=True, only="rising") == 0
     out = json.loads(capsys.readouterr().out)
