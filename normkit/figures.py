@@ -1,4 +1,5 @@
 """Figures: theory is a line, a toy simulation dots with a band, a real model large open dots; one style a method.
+A number over a plane is a heat map with a color bar, and curves may lie over it.
 
 A figure is described once, as a dict in plotly's own JSON form. Three readers take it: the canvas that redraws while a
 slider moves, plotly.js when it rests, and plotly.py for a saved or static figure.
@@ -24,6 +25,13 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "x", "triangle-down", "pentagon", "star")
 INK, GRID = "#808080", "rgba(128,128,128,0.25)"
 HEIGHT, MARGIN, GAP = 380, {"l": 62, "r": 14, "t": 30, "b": 46}, 0.11
+# A heat map's colors: a straight line in Oklab from a deep blue to a light yellow. Its lightness grows evenly, also in grey
+# print, and it keeps to the blue-yellow axis, which people without red or green cones see as others do.
+HEAT = ("#102962", "#29426a", "#445970", "#617175", "#7f8878", "#9ea079", "#bdb878", "#ded173", "#ffea6c")
+BAR, LABEL, THICK = 62, 19, 11  # pixels above a heat map: its color bar in all, the label's row, the bar itself
+THIN = 1.2  # a line that joins
+CASING = "rgba(255,255,255,0.85)"  # around a curve that lies over a heat map
+KINDS = {"theory": "theory", "toy": "simulation", "real": "real model"}
 
 
 class Style(NamedTuple):
@@ -40,20 +48,29 @@ def style(index: int) -> Style:
 
 @dataclass(frozen=True)
 class Axes:
-    """One panel of a figure. `x` and `y` are titles with their unit; a log axis shows no value <= 0."""
+    """One panel of a figure. `x` and `y` are titles with their unit; a log axis shows no value <= 0.
+
+    `equal=True` draws one unit of x as long as one of y, by widening a range; ValueError with a log axis.
+    """
 
     title: str
     x: str
     y: str
     log_y: bool = False
     log_x: bool = False
+    equal: bool = False
+
+    def __post_init__(self):
+        if self.equal and (self.log_x or self.log_y):
+            raise ValueError(f"panel {self.title!r}: equal=True needs two linear axes; drop it or the log axis")
 
 
 @dataclass(frozen=True)
 class Curve:
     """One curve: y over x, both (n,), in panel `axes`; kind "theory", "toy" or "real"; band from lo to hi, both (n,).
 
-    Raises ValueError for another kind, lengths that differ, or numbers that are not finite.
+    `join=True` draws a thin line through the points in their order: between a trajectory's dots, or as the outline of a
+    theory's circle or sphere. Curves of one name and kind share a legend entry. Raises ValueError for another kind, lengths that differ, or numbers that are not finite.
     """
 
     name: str
@@ -64,37 +81,82 @@ class Curve:
     lo: np.ndarray | None = None
     hi: np.ndarray | None = None
     axes: int = 0
+    join: bool = False
 
     def __post_init__(self):
-        if self.kind not in ("theory", "toy", "real"):
-            raise ValueError(f"curve {self.name!r}: kind must be theory, toy or real, got {self.kind!r}")
-        for key in ("x", "y", "lo", "hi"):
-            value = getattr(self, key)
-            if value is None and key in ("lo", "hi"):
-                continue
-            value = np.asarray(value, dtype=np.float64)
-            if value.shape != np.shape(self.x) or value.ndim != 1:
-                raise ValueError(
-                    f"curve {self.name!r}: {key} must have the shape of x {np.shape(self.x)}, got {value.shape}"
-                )
-            if not np.isfinite(value).all():
-                raise ValueError(
-                    f"curve {self.name!r}: {key} holds {value[~np.isfinite(value)][0]}; a curve shows finite numbers"
-                )
-            object.__setattr__(self, key, value)
+        keys = [key for key in ("x", "y", "lo", "hi") if key in "xy" or getattr(self, key) is not None]
+        _check(self, {key: np.shape(self.x)[:1] for key in keys})
 
     @property
     def label(self) -> str:
-        return f"{self.name} ({ {'theory': 'theory', 'toy': 'simulation', 'real': 'real model'}[self.kind] })"
+        return f"{self.name} ({KINDS[self.kind]})"
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the points are read in their order, as a trajectory or an outline is, and not as y over x."""
+        ways = set(np.sign(np.diff(self.x))) - {0}
+        return self.join or (len(self.x) > 1 and len(ways) != 1)
 
 
-def describe_figure(curves: Sequence[Curve], axes: Sequence[Axes]) -> dict:
+@dataclass(frozen=True)
+class Heat:
+    """A heat map: z (ny, nx) over x (nx,) and y (ny,), both growing, in panel `axes`; kind as of a Curve; `title` says what z
+    is, with its unit, at the color bar. Cells meet halfway between neighbours, on a log axis halfway in the logarithm.
+
+    `log_z=True` gives equal ratios equal steps of color. Raises ValueError for another kind, shapes that do not fit, fewer
+    than 2 places along x or y, numbers that are not finite, or z <= 0 with log_z.
+    """
+
+    name: str
+    kind: str
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    title: str
+    axes: int = 0
+    log_z: bool = False
+
+    def __post_init__(self):
+        nx, ny = np.size(self.x), np.size(self.y)
+        _check(self, {"x": (nx,), "y": (ny,), "z": (ny, nx)})
+        for key in ("x", "y"):
+            value = getattr(self, key)
+            if len(value) < 2 or (np.diff(value) <= 0).any():
+                raise ValueError(f"heat {self.name!r}: {key} must be 2 or more growing numbers, got {value}")
+        if self.log_z and (self.z <= 0).any():
+            raise ValueError(f"heat {self.name!r}: with log_z every z must be > 0, got {self.z.min()}")
+
+    label = Curve.label
+
+
+def _check(shown, shapes):
+    """Make the fields float64 arrays of these shapes, finite, in place."""
+    what = f"{type(shown).__name__.lower()} {shown.name!r}"
+    if shown.kind not in KINDS:
+        raise ValueError(f"{what}: kind must be theory, toy or real, got {shown.kind!r}")
+    for key, shape in shapes.items():
+        value = np.asarray(getattr(shown, key), dtype=np.float64)
+        if value.shape != shape:
+            raise ValueError(f"{what}: {key} must have the shape {shape}, got {value.shape}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{what}: {key} holds {value[~np.isfinite(value)][0]}; only finite numbers can be shown")
+        object.__setattr__(shown, key, value)
+
+
+def describe_figure(curves: Sequence[Curve | Heat], axes: Sequence[Axes]) -> dict:
     """The figure as plotly's dict {data, layout}; arrays stay NumPy float64. Ranges and ticks are set, not left to plotly,
-    so that every painter puts them in the same place. Raises ValueError for a figure without curves."""
+    so that every painter puts them in the same place. Raises ValueError for a figure without curves, a curve in a panel
+    that does not exist, two heat maps in one panel, or a heat map at x or y <= 0 of a log axis."""
     if not curves:
         raise ValueError("a figure needs at least one curve, got none")
+    for c in curves:
+        if not 0 <= c.axes < len(axes):
+            raise ValueError(f"{c.label} is in panel {c.axes}, but the figure has panels 0 to {len(axes) - 1}")
+    heats = {c.axes: c for c in curves if isinstance(c, Heat)}
+    if len(heats) < sum(isinstance(c, Heat) for c in curves):
+        raise ValueError("a panel can show one heat map; give each its own panel")
     layout = {
-        "height": HEIGHT,
+        "height": HEIGHT + BAR * bool(heats),
         "margin": MARGIN,
         "showlegend": False,
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -103,80 +165,122 @@ def describe_figure(curves: Sequence[Curve], axes: Sequence[Axes]) -> dict:
         "hovermode": "closest",
         "annotations": [],
     }
+    pixel = 1 / (layout["height"] - MARGIN["t"] - MARGIN["b"])
     width = (1 - GAP * (len(axes) - 1)) / len(axes)
+    data = []
     for i, a in enumerate(axes):
-        mine = [c for c in curves if c.axes == i]
+        lines, heat = [c for c in curves if c.axes == i and c is not heats.get(i)], heats.get(i)
         left = i * (width + GAP)
-        suffix = "" if i == 0 else str(i + 1)
-        layout["xaxis" + suffix] = _axis(
-            a.x, a.log_x, [c.x for c in mine], "y" + suffix, [left, left + width], pad=0.02
-        )
-        ys = [v for c in mine for v in (c.y, c.lo, c.hi) if v is not None]
-        layout["yaxis" + suffix] = _axis(a.y, a.log_y, ys, "x" + suffix, [0, 1], pad=0.06)
-        layout["annotations"].append(
-            {"text": f"<b>{a.title}</b>", "x": left, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left",
-             "yanchor": "bottom", "yshift": 6, "showarrow": False}
-        )  # fmt: skip
-    data = [trace for c in curves for trace in _traces(c, axes[c.axes])]
+        domain, suffix = [left, left + width], _suffix(i)
+        xs, ys = [c.x for c in lines], [v for c in lines for v in (c.y, c.lo, c.hi) if v is not None]
+        if heat:
+            xs, ys = [*xs, _edges(heat, "x", a.log_x)], [*ys, _edges(heat, "y", a.log_y)]
+        top = 1 - BAR * pixel * bool(heat)
+        layout["xaxis" + suffix] = _axis(a.x, a.log_x, xs, "y" + suffix, domain, pad=0 if heat else 0.02)
+        layout["yaxis" + suffix] = _axis(a.y, a.log_y, ys, "x" + suffix, [0, top], pad=0 if heat else 0.06)
+        if a.equal:
+            _equalize(layout["xaxis" + suffix], layout["yaxis" + suffix])
+        layout["annotations"].append(_note(f"<b>{a.title}</b>", left, shift=6))
+        if heat:  # the color bar is a slim heat map on axes of its own, so that no painter needs to know of bars
+            n = _suffix(len(axes) + i)
+            values = _axis("", heat.log_z, [heat.z.ravel()], "y" + n, domain, pad=0)
+            thick = [1 - (LABEL + THICK) * pixel, 1 - LABEL * pixel]
+            layout["xaxis" + n] = values
+            layout["yaxis" + n] = {**_axis("", False, [], "x" + n, thick, pad=0), "tickvals": [], "ticktext": []}
+            layout["annotations"].append(_note(f"{heat.label}: {heat.title}", left, shift=3 - LABEL))
+            lo, hi = values["range"]
+            steps = lo + (hi - lo) * (np.arange(96) + 0.5) / 96
+            hover = f"{heat.label}<br>{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<br>{heat.title} %{{customdata:.4~g}}"
+            z = np.log10(heat.z) if heat.log_z else heat.z
+            data.append(
+                {**_heat_trace(heat.label, suffix, heat.x, heat.y, z, (lo, hi)), "customdata": heat.z,
+                 "hovertemplate": hover + "<extra></extra>"}
+            )  # fmt: skip
+            at = 10.0**steps if heat.log_z else steps
+            bar = _heat_trace(heat.label, n, at, np.array([0.25, 0.75]), np.tile(steps, (2, 1)), (lo, hi))
+            data.append({**bar, "hoverinfo": "skip"})
+    named = set()
+    for c in curves:
+        for trace in _traces(c, axes[c.axes], c.axes in heats) if isinstance(c, Curve) else ():
+            shows = trace.get("hoverinfo") != "skip" and c.label not in named
+            named |= {c.label} if shows else set()
+            data.append({**trace, "showlegend": shows})
     return {"data": data, "layout": layout}
 
 
-def _traces(c: Curve, a: Axes):
+def _suffix(index):
+    return "" if index == 0 else str(index + 1)
+
+
+def _note(text, x, shift):
+    """A line of text at the figure's upper edge, `shift` pixels above it."""
+    place = {"x": x, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    return {"text": text, **place, "yshift": shift, "showarrow": False, "borderpad": 0, "borderwidth": 0}
+
+
+def _edges(heat, key, log):
+    """The outer edges of a heat map's cells along one axis: half a cell beyond the first and the last place."""
+    v = getattr(heat, key)
+    if log and v[0] <= 0:
+        raise ValueError(f"{heat.label}: {key} must be > 0 on a log axis, got {v[0]}")
+    v = np.log10(v) if log else v
+    ends = np.array([1.5 * v[0] - 0.5 * v[1], 1.5 * v[-1] - 0.5 * v[-2]])
+    return 10.0**ends if log else ends
+
+
+def _heat_trace(name, suffix, x, y, z, span):
+    colors = [[i / (len(HEAT) - 1), color] for i, color in enumerate(HEAT)]
+    return {
+        "type": "heatmap", "xaxis": "x" + suffix, "yaxis": "y" + suffix, "name": name, "x": x, "y": y, "z": z,
+        "zmin": span[0], "zmax": span[1], "colorscale": colors, "showscale": False,
+    }  # fmt: skip
+
+
+def _traces(c, a, cased):
     keep = np.ones(c.x.shape, bool)
     if a.log_y:
         keep &= c.y > 0
     if a.log_x:
         keep &= c.x > 0
-    x, y = c.x[keep].astype(np.float64), c.y[keep].astype(np.float64)
-    suffix = "" if c.axes == 0 else str(c.axes + 1)
-    base = {
-        "type": "scatter",
-        "xaxis": "x" + suffix,
-        "yaxis": "y" + suffix,
-        "name": c.label,
-        "legendgroup": c.label,
-        "cliponaxis": False,
-    }
+    x, y = c.x[keep], c.y[keep]
+    n, color = _suffix(c.axes), c.style.color
+    base = {"type": "scatter", "xaxis": "x" + n, "yaxis": "y" + n, "name": c.label, "legendgroup": c.label,
+            "cliponaxis": False}  # fmt: skip
     if c.lo is not None:
         floor = y.min(initial=1) * 1e-3 if a.log_y else -np.inf  # a band that reaches 0 has no place on a log axis
-        lo = np.maximum(c.lo[keep], floor).astype(np.float64)
-        hi = c.hi[keep].astype(np.float64)
-        band = {
-            **base,
-            "mode": "lines",
-            "line": {"width": 0, "color": c.style.color},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
-        yield {**band, "x": x, "y": lo}
-        yield {**band, "x": x, "y": hi, "fill": "tonexty", "fillcolor": _alpha(c.style.color, 0.22)}
-    hover = {"hovertemplate": f"{c.label}<br>{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<extra></extra>"}
+        band = {**base, "mode": "lines", "line": {"width": 0, "color": color}, "hoverinfo": "skip", "x": x}
+        yield {**band, "y": np.maximum(c.lo[keep], floor)}
+        yield {**band, "y": c.hi[keep], "fill": "tonexty", "fillcolor": _alpha(color, 0.22)}
+    base |= {"x": x, "y": y}
     if c.kind == "theory":
-        yield {
-            **base,
-            **hover,
-            "x": x,
-            "y": y,
-            "mode": "lines",
-            "line": {"color": c.style.color, "width": 2.5, "dash": c.style.dash},
-        }
-    elif c.kind == "toy":
-        yield {
-            **base,
-            **hover,
-            "x": x,
-            "y": y,
-            "mode": "markers",
-            "marker": {"color": c.style.color, "size": 6, "symbol": c.style.marker},
-        }
+        look = {"mode": "lines", "line": {"color": color, "width": THIN if c.join else 2.5, "dash": c.style.dash}}
+        around = {"line": {"color": CASING, "width": 5.5, "dash": "solid"}}
     else:
-        marker = {
-            "color": c.style.color,
-            "size": 11,
-            "symbol": c.style.marker + "-open",
-            "line": {"width": 2, "color": c.style.color},
+        size, line = (6, 0) if c.kind == "toy" else (11, 2)
+        symbol = c.style.marker + ("-open" if c.kind == "real" else "")
+        look = {
+            "mode": "lines+markers" if c.join else "markers",
+            "marker": {"color": color, "size": size, "symbol": symbol, "line": {"width": line, "color": color}},
         }
-        yield {**base, **hover, "x": x, "y": y, "mode": "markers", "marker": marker}
+        around = {
+            "marker": {"color": CASING, "size": size, "symbol": symbol, "line": {"width": line + 3, "color": CASING}}
+        }
+        if c.join:
+            look["line"] = {"color": color, "width": THIN, "dash": "solid"}
+            around["line"] = {"color": CASING, "width": 3.5, "dash": "solid"}
+    if cased:
+        yield {**base, **look, **around, "hoverinfo": "skip"}
+    hover = f"{c.label}<br>{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<extra></extra>"
+    yield {**base, **look, "hovertemplate": hover}
+
+
+def _equalize(x, y):
+    """Tie y's scale to x's. A painter widens the range that is too short for its pixels; the ticks reach as far, in one step."""
+    y |= {"scaleanchor": y["anchor"], "scaleratio": 1}
+    reach = 3 * max(a["range"][1] - a["range"][0] for a in (x, y))
+    for a in (x, y):
+        middle = sum(a["range"]) / 2
+        a["tickvals"], a["ticktext"] = linear_ticks(middle - reach, middle + reach, most=36)
 
 
 def _axis(title, log, values, anchor, domain, pad):
@@ -233,7 +337,7 @@ def plotly_figure(description: dict):
         **description["layout"],
         "showlegend": True,
         "legend": {"orientation": "h", "y": -0.18},
-        "height": HEIGHT + 90,
+        "height": description["layout"]["height"] + 90,
     }
     layout["margin"] = {**MARGIN, "b": 110}
     return go.Figure({"data": description["data"], "layout": layout})

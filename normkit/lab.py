@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +21,8 @@ import numpy as np
 
 from normkit import __version__
 from normkit.arrays import compute_lock
-from normkit.figures import Axes, Curve, describe_figure, plotly_figure
+from normkit.figures import Axes, Curve, Heat, describe_figure, plotly_figure
+from normkit.twins import sentence, table
 
 _LABS = {
     "DepthLab": "normkit.depth.lab",
@@ -91,7 +92,7 @@ class Lab:
     def compute(self, quality: str) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
-    def curves(self, result: dict) -> list[Curve]:
+    def curves(self, result: dict) -> list[Curve | Heat]:
         raise NotImplementedError
 
     def axes(self) -> list[Axes]:
@@ -176,13 +177,17 @@ class Lab:
         return plotly_figure(self.picture(self.run()))
 
     def table(self, rows: int = 9) -> Text:
-        """The figure's numbers as text: each panel's curves at up to `rows` places along x."""
-        return Text("\n\n".join(_table(a, i, self.curves(self.run()), rows) for i, a in enumerate(self.axes())))
+        """The figure's numbers as text: each panel's curves at up to `rows` places, a heat map as a coarse grid."""
+        return Text("\n\n".join(table(a, mine, rows) for a, mine in self._panes(self.run())))
 
     def describe(self, result: dict | None = None) -> Text:
         """What the figure shows, in a sentence a curve; also read out by screen readers."""
-        curves = self.curves(self.run() if result is None else result)
-        return Text("\n".join(_sentence(a, i, curves) for i, a in enumerate(self.axes())))
+        panes = self._panes(self.run() if result is None else result)
+        return Text("\n".join(sentence(a, mine) for a, mine in panes))
+
+    def _panes(self, result):
+        curves = self.curves(result)
+        return [(a, [c for c in curves if c.axes == i]) for i, a in enumerate(self.axes())]
 
     # ---- state
 
@@ -256,32 +261,3 @@ class Lab:
             self._panels.append(Panel(self))
         view = self._panels[0]._repr_mimebundle_()
         return {**(view[0] if isinstance(view, tuple) else view), **text}
-
-
-def _table(a, index, curves, rows):
-    mine = [c for c in curves if c.axes == index]
-    xs = np.unique(np.concatenate([c.x for c in mine]))
-    xs = xs[np.unique(np.linspace(0, len(xs) - 1, min(rows, len(xs))).round().astype(int))]
-    header = [a.x, *(c.label for c in mine)]
-    body = [[f"{x:g}", *(_cell(c, x) for c in mine)] for x in xs]
-    widths = [max(len(r[i]) for r in [header, *body]) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *body]]
-    return "\n".join([f"{a.title}: {a.y}", *lines])
-
-
-def _cell(c, x):
-    at = np.flatnonzero(c.x == x)
-    if not len(at):
-        return "-"
-    band = f" [{c.lo[at[0]]:.3g}, {c.hi[at[0]]:.3g}]" if c.lo is not None else ""
-    return f"{c.y[at[0]]:.4g}{band}"
-
-
-def _sentence(a, index, curves: Sequence[Curve]):
-    parts = []
-    for c in curves:
-        if c.axes == index and len(c.x):
-            word = "rises" if c.y[-1] > 1.02 * c.y[0] else "falls" if c.y[-1] < 0.98 * c.y[0] else "stays"
-            band = f" (band {c.lo[-1]:.3g} to {c.hi[-1]:.3g})" if c.lo is not None else ""
-            parts.append(f"{c.label} {word} from {c.y[0]:.3g} to {c.y[-1]:.3g}{band} at {a.x} {c.x[-1]:g}")
-    return f"{a.title}: " + "; ".join(parts) + "."

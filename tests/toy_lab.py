@@ -1,11 +1,12 @@
 """A small lab with a law it must keep, a slow stream and a crash, for the tests of labs."""
 
+import dataclasses
 import threading
 from dataclasses import dataclass
 
 import numpy as np
 
-from normkit.figures import Axes, Curve, style
+from normkit.figures import Axes, Curve, Heat, style
 from normkit.lab import Lab, choice, slider
 
 
@@ -58,3 +59,41 @@ class ThreadLab(ToyLab):
 
     def curves(self, r):
         return [Curve(r["thread"], "theory", r["x"], r["y"], style(0), axes=i) for i in range(2)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ToyMap(Lab):
+    """A map with a law over it, and a path on a circle: one panel or two"""
+
+    turn: float = slider(0.5, 0.1, 1.0, step=0.1, label="Turn", unit="rad", help="How far a step turns.")
+    view: str = choice("map", "map", "path", "both", label="View")
+
+    def compute(self, quality):
+        return {"x": np.geomspace(0.01, 10, 25), "y": np.geomspace(1, 64, 13), "angle": self.turn * np.arange(9)}
+
+    def curves(self, r):
+        x, y, a = r["x"], r["y"], r["angle"]
+        shrink = 1 - 0.05 * np.arange(9)
+        round_ = np.linspace(0, 2 * np.pi, 181)
+        law = 0.5 / x[(x > 0.01) & (x < 0.45)]
+        at = np.array([self.turn])
+        over = [
+            Heat("net", "toy", x, y, 1e-3 + x * y[:, None] ** 2, "loss (nats)", log_z=True),
+            Curve("stable edge", "theory", 0.5 / law, law, style(3)),
+            Curve("sweep", "toy", x[::3], y[:9] + 3, style(1), join=True),
+            Curve("here", "real", at, at * 20, style(0)),
+        ]
+        path = [
+            *(
+                Curve("sphere", "theory", k * np.cos(round_), np.sin(round_), style(4), join=True)
+                for k in (1, 0.7, 0.3)
+            ),
+            Curve("weight", "toy", shrink * np.cos(a), shrink * np.sin(a), style(0), axes=0, join=True),
+        ]
+        moved = [dataclasses.replace(c, axes=1) for c in path]
+        return {"map": over, "path": path, "both": [*over, *moved]}[self.view]
+
+    def axes(self):
+        plane = Axes("Phase diagram", "learning rate", "batch size (examples)", log_x=True, log_y=True)
+        circle = Axes("Weights", "first weight", "second weight", equal=True)
+        return {"map": [plane], "path": [circle], "both": [plane, circle]}[self.view]

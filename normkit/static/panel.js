@@ -38,7 +38,44 @@ function plotly(model) {
 // ---- the canvas painter of the figure's description
 
 const floats = (v) => (v instanceof DataView ? new Float64Array(v.buffer.slice(v.byteOffset, v.byteOffset + v.byteLength)) : v);
-const decoded = (figure) => ({ layout: figure.layout, data: figure.data.map((t) => ({ ...t, x: floats(t.x), y: floats(t.y) })) });
+const rows = (z, count) => Array.from({ length: count }, (_, j) => z.subarray(j * z.length / count, (j + 1) * z.length / count));
+const decoded = ({ layout, data }) => ({ layout, data: data.map((t) => {
+  const x = floats(t.x), y = floats(t.y);
+  const plane = Object.fromEntries(["z", "customdata"].filter((k) => t[k]).map((k) => [k, rows(floats(t[k]), y.length)]));
+  return { ...t, x, y, ...plane };
+}) });
+
+const plain = (text) => text.replace(/<\/?\w+>/g, "");
+const place = (axis, v) => (axis.type === "log" ? Math.log10(v) : v);
+const share = (axis, v) => (place(axis, v) - axis.range[0]) / (axis.range[1] - axis.range[0]);
+
+// The layout for a width in pixels, so that both painters have the same ranges and ticks. An equal-aspect panel widens, about
+// its middle, the range that is too short for its pixels (plotly's own rule for scaleanchor). Ticks that would touch are thinned.
+function fitted({ layout, data }, width) {
+  const fit = structuredClone(layout), m = fit.margin;
+  const axes = Object.entries(fit).filter(([key]) => /^[xy]axis/.test(key)).map(([key, axis]) => {
+    const all = key[0] === "x" ? width - m.l - m.r : fit.height - m.t - m.b;
+    return [axis, (axis.domain[1] - axis.domain[0]) * all, key];
+  });
+  for (const y of axes.filter(([axis]) => axis.scaleanchor)) {
+    const tied = [y, axes.find(([, , key]) => key === "xaxis" + y[0].scaleanchor.slice(1))];
+    const unit = Math.max(...tied.map(([{ range }, length]) => (range[1] - range[0]) / length));
+    for (const [axis, length] of tied) {
+      const middle = (axis.range[0] + axis.range[1]) / 2;
+      axis.range = [middle - unit * length / 2, middle + unit * length / 2];
+    }
+  }
+  for (const [axis, length, key] of axes) {
+    const seen = axis.tickvals.map((v, i) => [v, axis.ticktext[i]])
+      .filter(([v]) => share(axis, v) > -1e-9 && share(axis, v) < 1 + 1e-9);
+    const need = key[0] === "x" ? 14 + 7 * Math.max(0, ...seen.map(([, text]) => plain(text).length)) : 22;
+    const every = Math.ceil(need * seen.length / length), zero = Math.max(0, seen.findIndex(([v]) => v === 0));
+    const kept = seen.filter((_, i) => (i - zero) % every === 0);
+    axis.tickvals = kept.map(([v]) => v);
+    axis.ticktext = kept.map(([, text]) => text);
+  }
+  return { layout: fit, data };
+}
 
 const DASH = { solid: [], dash: [9, 5], dot: [2, 4], dashdot: [9, 4, 2, 4] };
 const star = (n, inner) => Array.from({ length: inner ? 2 * n : n }, (_, i) => {
@@ -59,6 +96,19 @@ function marker(path, symbol, x, y, r) {
   path.closePath();
 }
 
+const bare = (t) => t.marker.symbol.replace("-open", "");
+
+function stroke(ctx, path, line) {
+  if (!line.width) return;
+  ctx.setLineDash(DASH[line.dash]); ctx.lineWidth = line.width; ctx.strokeStyle = line.color; ctx.stroke(path);
+}
+
+function dots(ctx, path, { marker: { color, symbol, line } }) {
+  ctx.fillStyle = color;
+  if (!symbol.endsWith("-open")) ctx.fill(path);
+  stroke(ctx, path, { ...line, dash: "solid" });
+}
+
 function tickText(ctx, text, x, y) {
   const [base, power] = text.replace("</sup>", "").split("<sup>");
   ctx.fillText(base, x, y);
@@ -70,6 +120,26 @@ function tickText(ctx, text, x, y) {
   ctx.fillText(power, at + 1, y - 6);
   ctx.font = size;
   ctx.textAlign = align;
+}
+
+function colors({ colorscale }, count = 256) {
+  const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  const stops = colorscale.map(([, hex]) => rgb(hex)), last = stops.length - 1;
+  return Array.from({ length: count }, (_, i) => {
+    const at = i / (count - 1) * last, k = Math.min(last - 1, Math.floor(at));
+    return `rgb(${stops[k].map((v, c) => Math.round(v + (at - k) * (stops[k + 1][c] - v)))})`;
+  });
+}
+
+function cells(ctx, t, px, py, ratio) {
+  // halfway between places on the screen is halfway in the logarithm on a log axis; whole pixels leave no seams
+  const bounds = (p) => [1.5 * p[0] - .5 * p[1], ...p.slice(1).map((v, i) => (v + p[i]) / 2), 1.5 * p.at(-1) - .5 * p.at(-2)]
+    .map((v) => Math.round(v * ratio) / ratio);
+  const bx = bounds(px), by = bounds(py), palette = colors(t), scale = (palette.length - 1) / (t.zmax - t.zmin);
+  t.z.forEach((row, j) => row.forEach((z, i) => {
+    ctx.fillStyle = palette[Math.round((z - t.zmin) * scale)];
+    ctx.fillRect(bx[i], by[j], bx[i + 1] - bx[i], by[j + 1] - by[j]);
+  }));
 }
 
 function paint(canvas, { data, layout }, width) {
@@ -86,9 +156,8 @@ function paint(canvas, { data, layout }, width) {
   const w = width - m.l - m.r, h = height - m.t - m.b;
   for (const key of Object.keys(layout).filter((k) => k.startsWith("xaxis"))) {
     const n = key.slice(5), X = layout[key], Y = layout["yaxis" + n];
-    const left = m.l + X.domain[0] * w, right = m.l + X.domain[1] * w, top = m.t, bottom = m.t + h;
-    const sx = (v) => left + ((X.type === "log" ? Math.log10(v) : v) - X.range[0]) / (X.range[1] - X.range[0]) * (right - left);
-    const sy = (v) => bottom - ((Y.type === "log" ? Math.log10(v) : v) - Y.range[0]) / (Y.range[1] - Y.range[0]) * (bottom - top);
+    const left = m.l + X.domain[0] * w, right = m.l + X.domain[1] * w, top = m.t + (1 - Y.domain[1]) * h, bottom = m.t + (1 - Y.domain[0]) * h;
+    const sx = (v) => left + share(X, v) * (right - left), sy = (v) => bottom - share(Y, v) * (bottom - top);
     ctx.strokeStyle = X.gridcolor; ctx.lineWidth = 1; ctx.fillStyle = layout.font.color; ctx.setLineDash([]);
     ctx.beginPath();
     for (const v of X.tickvals) { ctx.moveTo(sx(v), top); ctx.lineTo(sx(v), bottom); }
@@ -100,65 +169,64 @@ function paint(canvas, { data, layout }, width) {
     for (const v of Y.tickvals) { ctx.moveTo(left, sy(v)); ctx.lineTo(left - 5, sy(v)); }
     ctx.stroke();
     ctx.textAlign = "center"; ctx.textBaseline = "top";
-    X.tickvals.forEach((v, i) => tickText(ctx, X.ticktext[i], sx(v), bottom + 7));
-    ctx.fillText(X.title.text, (left + right) / 2, bottom + 26);
+    X.tickvals.forEach((v, i) => tickText(ctx, X.ticktext[i], sx(v), bottom + 10));
+    ctx.fillText(X.title.text, (left + right) / 2, bottom + 28);
     ctx.textAlign = "right"; ctx.textBaseline = "middle";
     Y.tickvals.forEach((v, i) => tickText(ctx, Y.ticktext[i], left - 8, sy(v)));
-    ctx.save(); ctx.translate(left - 50, (top + bottom) / 2); ctx.rotate(-Math.PI / 2); ctx.textAlign = "center";
+    ctx.save(); ctx.translate(left - 23 - Math.max(0, ...Y.ticktext.map((text) => ctx.measureText(plain(text)).width)), (top + bottom) / 2); ctx.rotate(-Math.PI / 2); ctx.textAlign = "center";
     ctx.fillText(Y.title.text, 0, 0); ctx.restore();
     ctx.save();
     ctx.beginPath(); ctx.rect(left - 8, top - 8, right - left + 16, bottom - top + 16); ctx.clip();
     let floor = null;
     for (const t of data.filter((t) => t.xaxis === "x" + n)) {
-      const points = Array.from(t.x, (x, i) => [sx(x), sy(t.y[i])]);
-      const path = new Path2D();
-      if (t.mode === "markers") {
-        const open = t.marker.symbol.endsWith("-open");
-        for (const [x, y] of points) marker(path, t.marker.symbol.replace("-open", ""), x, y, t.marker.size / 2);
-        ctx.setLineDash([]); ctx.lineWidth = 2; ctx.strokeStyle = ctx.fillStyle = t.marker.color;
-        open ? ctx.stroke(path) : ctx.fill(path);
-      } else {
-        points.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
+      const px = Array.from(t.x, sx), py = Array.from(t.y, sy);
+      if (t.type === "heatmap") { cells(ctx, t, px, py, ratio); continue; }
+      if (t.mode.includes("lines")) {
+        const path = new Path2D();
+        px.forEach((x, i) => (i ? path.lineTo(x, py[i]) : path.moveTo(x, py[i])));
         if (t.fill && floor) {
-          for (const [x, y] of floor.toReversed()) path.lineTo(x, y);
-          ctx.fillStyle = t.fillcolor; ctx.fill(path);
+          const area = new Path2D(path);
+          floor.px.toReversed().forEach((x, i) => area.lineTo(x, floor.py.at(-1 - i)));
+          ctx.fillStyle = t.fillcolor; ctx.fill(area);
         }
-        if (t.line.width) {
-          ctx.setLineDash(DASH[t.line.dash]); ctx.lineWidth = t.line.width; ctx.strokeStyle = t.line.color; ctx.stroke(path);
-        }
-        floor = points;
+        stroke(ctx, path, t.line);
+        floor = { px, py };
+      }
+      if (t.mode.includes("markers")) {
+        const path = new Path2D();
+        px.forEach((x, i) => marker(path, bare(t), x, py[i], t.marker.size / 2));
+        dots(ctx, path, t);
       }
     }
     ctx.restore();
   }
   ctx.textAlign = "left"; ctx.textBaseline = "bottom"; ctx.fillStyle = layout.font.color;
   for (const a of layout.annotations) {
-    ctx.font = `bold ${layout.font.size}px ${layout.font.family}`;
-    ctx.fillText(a.text.replace(/<\/?b>/g, ""), m.l + a.x * w, m.t - 6);
+    ctx.font = `${a.text.startsWith("<b>") ? "bold " : ""}${layout.font.size}px ${layout.font.family}`;
+    ctx.fillText(plain(a.text), m.l + a.x * w, m.t + (1 - a.y) * h - a.yshift);
   }
 }
 
-function legend(list, data) {
-  const key = JSON.stringify(data.map((t) => [t.name, t.mode]));
+function legend(list, data) { // heat maps are named at their color bars
+  const shown = data.filter((t) => t.showlegend);
+  const key = JSON.stringify(shown.map((t) => [t.name, t.mode, t.line, t.marker]));
   if (list.dataset.key === key) return;
   list.dataset.key = key;
-  const shown = data.filter((t, i) => t.hoverinfo !== "skip" && data.findIndex((u) => u.name === t.name && u.hoverinfo !== "skip") === i);
   list.replaceChildren(...shown.map((t) => {
     const canvas = el("canvas", { width: 56, height: 28, ariaHidden: "true" });
     canvas.style.cssText = "width:28px;height:14px";
-    const ctx = canvas.getContext("2d");
+    const ctx = canvas.getContext("2d"), path = new Path2D();
     ctx.scale(2, 2);
-    ctx.strokeStyle = ctx.fillStyle = (t.line ?? t.marker).color;
-    const path = new Path2D();
-    if (t.mode === "lines") {
-      ctx.setLineDash(DASH[t.line.dash]); ctx.lineWidth = t.line.width;
-      path.moveTo(1, 7); path.lineTo(27, 7); ctx.stroke(path);
-    } else {
-      const open = t.marker.symbol.endsWith("-open");
-      if (data.some((u) => u.name === t.name && u.fill)) { ctx.globalAlpha = .22; ctx.fillRect(1, 2, 26, 10); ctx.globalAlpha = 1; }
-      marker(path, t.marker.symbol.replace("-open", ""), 14, 7, t.marker.size / 2);
-      ctx.lineWidth = 2;
-      open ? ctx.stroke(path) : ctx.fill(path);
+    const band = data.find((u) => u.name === t.name && u.fill);
+    if (band) { ctx.fillStyle = band.fillcolor; ctx.fillRect(1, 2, 26, 10); }
+    if (t.mode.includes("lines")) {
+      path.moveTo(1, 7); path.lineTo(27, 7);
+      stroke(ctx, path, t.line);
+    }
+    if (t.mode.includes("markers")) {
+      const dot = new Path2D();
+      marker(dot, bare(t), 14, 7, t.marker.size / 2);
+      dots(ctx, dot, t);
     }
     return el("li", {}, canvas, t.name);
   }));
@@ -269,7 +337,7 @@ function render({ model, el: root }) {
   start.addEventListener("click", () => { alert.textContent = ""; stage.dataset.resting = "false"; model.send({ kind: "start", seq: ++seq }); });
   stop.addEventListener("click", () => model.send({ kind: "stop" }));
 
-  const width = () => Math.max(320, root.clientWidth || 800);
+  const width = () => Math.max(320, stage.clientWidth || 800);
   const settle = async (figure, at) => {
     await greeted;
     try { Plotly ??= await plotly(model); } catch { return; } // without plotly.js the canvas is the figure
@@ -288,7 +356,7 @@ function render({ model, el: root }) {
     if (picture.seq >= sent) { inFlight = false; clearTimeout(watchdog); }
     if (picture.seq < drawn) return flush();
     drawn = picture.seq;
-    const figure = decoded(picture.figure);
+    const figure = fitted(decoded(picture.figure), width());
     stage.dataset.resting = "false";
     paint(canvas, figure, width());
     legend(list, figure.data);
