@@ -1,0 +1,246 @@
+"""Which weights a network does not feel the length of: scale-invariant groups of any torch model, found by testing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from normkit.rates.generic import GenericCopy
+from normkit.rates.radial import Radial, cuts, differences, null_vectors
+from normkit.rng import stream
+
+FINITE = 5  # times the tolerance: at half the length, eps weighs four times as much as at the point itself
+BETTER = 10  # times smaller: what a bias must make the violation before its matrix counts as invariant with it only
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights whose length the network's output does not depend on: multiply any part by c > 0, and nothing changes.
+
+    names: the parameters, as in model.named_parameters(). More than one: they are invariant when scaled together only.
+    dim: None for the whole tensor, 0 or 1 where the tensor is cut along that axis into `parts` equal contiguous blocks
+    (parts = the axis' length: single rows or columns). A vector that belongs to a matrix is cut along its only axis.
+    index: the invariant parts; all of them unless given. The others are no part of the group.
+    """
+
+    names: tuple[str, ...]
+    dim: int | None = None
+    parts: int = 1
+    index: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "names", (self.names,) if isinstance(self.names, str) else tuple(self.names))
+        index = range(self.parts) if self.index is None else self.index
+        object.__setattr__(self, "index", tuple(int(i) for i in index))
+        if self.dim not in (None, 0, 1) or self.parts < 1 or (self.dim is None and self.parts != 1):
+            raise ValueError(f"a group is cut along dim 0 or 1, or whole (None, 1 part), got {self.dim}, {self.parts}")
+        if not self.names or not self.index or not all(0 <= i < self.parts for i in self.index):
+            raise ValueError(f"a group needs names and parts among 0..{self.parts - 1}, got {self.names}, {self.index}")
+
+    @property
+    def whole(self) -> bool:
+        return self.parts == 1
+
+    def tensors(self, model) -> list:
+        """The group's parameters in a model, or in a mapping from names. Raises ValueError for a name it lacks."""
+        have = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        missing = [name for name in self.names if name not in have]
+        if missing:
+            raise ValueError(f"the model has no parameter {missing[0]!r}; is the group another model's?")
+        return [have[name] for name in self.names]
+
+    @torch.no_grad()
+    def norms(self, model) -> torch.Tensor:
+        """(len(index),) length of each part, over all the group's tensors; float32 or wider."""
+        first, *others = (self._norms(tensor) for tensor in self.tensors(model))
+        return first if not others else torch.stack([first, *others]).square().sum(0).sqrt()
+
+    def _norms(self, tensor):
+        parts = split(tensor, self.dim, self.parts).unsqueeze(-1)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(parts, dim=tuple(range(1, parts.ndim)), dtype=dtype)
+        return norms if len(self.index) == self.parts else norms[list(self.index)]
+
+    @torch.no_grad()
+    def multiply_(self, model, factors) -> None:
+        """Multiplies each part, in place, by its factor: a number, or (len(index),)."""
+        for tensor in self.tensors(model):
+            factors = torch.as_tensor(factors, dtype=torch.promote_types(tensor.dtype, torch.float32))
+            full = torch.ones(self.parts, dtype=factors.dtype, device=tensor.device)
+            full[list(self.index) if len(self.index) < self.parts else slice(None)] = factors.to(tensor.device)
+            parts = split(tensor, self.dim, self.parts)
+            parts.mul_(full.view(-1, *[1] * (parts.ndim - 1)))
+
+    def scale_(self, model, radii) -> None:
+        """Brings each part, in place, to its radius (a number, or (len(index),)). A part of length 0 stays."""
+        norms = self.norms(model)
+        self.multiply_(model, torch.where(norms > 0, torch.as_tensor(radii).to(norms) / norms, 1))
+
+    def kind(self, model) -> str:
+        """What is invariant: "joint" (several tensors), "layer", "rows", "columns", or "blocks" of rows or columns."""
+        if len(self.names) > 1 or self.whole:
+            return "layer" if len(self.names) == 1 else "joint"
+        return ("rows", "columns")[self.dim] if self.tensors(model)[0].shape[self.dim] == self.parts else "blocks"
+
+    def __str__(self):
+        cut = "whole" if self.whole else f"{self.parts} equal parts along {('rows', 'columns')[self.dim]}"
+        some = "" if len(self.index) == self.parts else f", of these {_ranges(self.index)}"
+        return f"{cut + some:<32} {' + '.join(self.names)}"
+
+
+def split(tensor, dim, parts):
+    """View (parts, ...) of a tensor's equal blocks along dim, or (1, ...) of the whole."""
+    if dim is None:
+        return tensor.unsqueeze(0)
+    dim = min(dim, tensor.ndim - 1)
+    return tensor.unflatten(dim, (parts, -1)).movedim(dim, 0)
+
+
+def _ranges(index):
+    """(0, 1, 2, 5) -> "0-2, 5"."""
+    cut = np.flatnonzero(np.diff(index) != 1) + 1
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in np.split(np.array(index), cut))
+
+
+def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> list[Group]:
+    """The weights of any torch model that its outputs depend on by direction only; [] where there are none.
+
+    Nothing is looked up by name or by type. A copy of the model, in float64 and at a generic point (noise on all
+    parameters, so that a zero bias does not look invariant), is differentiated: by Euler's theorem the derivative along
+    an invariant w is <w, grad_w> = 0, for every function of the outputs. Parts go from single rows and columns over
+    equal blocks to whole tensors; then come tensors that are invariant together only: a matrix and its bias, and 0/1
+    vectors in the null space of all radial derivatives. What passes must also leave the outputs alone when its parts
+    are multiplied by random factors 1/2 and 2, or it is no group. Groups of one tensor do not overlap, and are as fine
+    as they can be without leaving more of it out; groups of several may share vectors, as {W1, b1, b2} and {W2, b2} do.
+
+    The copy is in train mode (batch norm uses its batch), with the same dropout masks each time. Parts that the outputs
+    do not depend on are no evidence: embedding rows of tokens that are not in the inputs go with the others.
+    inputs: a dict, tuple or tensor as for normkit.probe; None guesses (tokens, images, sequences, vectors).
+    tolerance: of the radial derivative, relative to one along a random direction; finite factors may move the outputs
+    five times as much. 0.02 lets the usual eps of norm layers pass (a violation of about eps / variance), not 0.1.
+    seed: of the noise, the guessed inputs, the random functions and the factors. The model is left as it is.
+    Raises TypeError for no Module, ValueError for inputs that do not run or cannot be guessed, and for parameters or
+    outputs that are not finite.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}")
+    trial = GenericCopy(model, inputs, seed)
+    if not trial.base.requires_grad:
+        return []
+    radial = Radial(trial, seed)
+    test = _Test(trial, radial, tolerance, seed)
+    pairs = [g for names in test.pairs() if (g := test.pair(names))]
+    within = {g.names[0] for g in pairs if len(g.index) == g.parts}
+    singles = [g for name in radial.touched if name not in within for g in test.single(name)]
+    done = {g.names[0] for g in singles if len(g.index) == g.parts}
+    rest = [name for name in radial.touched if name not in done]
+    return [*singles, *pairs, *test.joint(rest, [*singles, *pairs])]
+
+
+class _Test:
+    """Which groups the radial derivatives of a copy suggest, and whether finite factors confirm them."""
+
+    def __init__(self, trial, radial, tolerance, seed):
+        self.trial, self.radial, self.tolerance, self.seed = trial, radial, tolerance, seed
+
+    def single(self, name):
+        """Groups of one tensor: greedily from the finest parts on, or one coarser view where that covers more."""
+        mask = torch.zeros(self.radial.shape(name), dtype=torch.bool)
+        found, coarser = [], []
+        for dim, parts in self.radial.views(name):
+            violation, touched = self.radial.violation((name,), dim, parts)
+            passed = violation < self.tolerance
+            if not passed.any():
+                continue
+            passed = passed | ~touched if passed[touched].all() else passed
+            blocks = split(mask, dim, parts)
+            free = passed & ~blocks.flatten(1).any(1).numpy() if mask.ndim else passed
+            if free.any() and self.confirmed(group := Group(name, dim, parts, np.flatnonzero(free))):
+                found.append(group)
+                blocks[torch.from_numpy(free)] = True
+            if (passed & ~free).any():
+                coarser.append(Group(name, dim, parts, np.flatnonzero(passed)))
+            if mask.all():
+                return found
+        share = mask.double().mean().item()
+        wider = [g for g in coarser if len(g.index) / g.parts > share + 1e-9]
+        wider.sort(key=lambda g: -len(g.index) / g.parts)
+        return next(([g] for g in wider if self.confirmed(g)), found)
+
+    def pairs(self):
+        """(matrix, vector) by name, the vector as long as one of the matrix' axes: candidates for weight and bias."""
+        shapes = {name: self.radial.shape(name) for name in self.radial.touched}
+        vectors = {}
+        for name, shape in shapes.items():
+            if len(shape) == 1 and self._whole((name,)) > self.tolerance:
+                vectors.setdefault(shape[0], []).append(name)
+        for name, shape in shapes.items():
+            if len(shape) > 1 and self._whole((name,)) > 1e-9:
+                for vector in dict.fromkeys(v for n in dict.fromkeys(shape[:2]) for v in vectors.get(n, ())):
+                    yield name, vector
+
+    def _whole(self, names):
+        return self.radial.violation(names, None, 1)[0][0]
+
+    def pair(self, names):
+        """The group of a matrix and its bias: the finest of the cuts that cover most of both; None if they are none."""
+        shape, (n,) = self.radial.shape(names[0])[:2], self.radial.shape(names[1])
+        options = []
+        for dim, parts in cuts({d: n for d in range(2) if shape[d] == n}):
+            violation, touched = self.radial.violation(names, dim, parts)
+            alone, _ = self.radial.violation(names[:1], dim, parts)
+            passed = (violation < self.tolerance) & (violation < alone / BETTER)
+            if passed.any():
+                passed = passed | ~touched if passed[touched].all() else passed
+                options.append(Group(names, dim, parts, np.flatnonzero(passed)))
+        options.sort(key=lambda g: -len(g.index) / g.parts)  # a stable sort: the finest of equals stays first
+        return next((g for g in options if self.confirmed(g)), None)
+
+    def joint(self, names, others):
+        """Groups of any number of whole tensors; of those that share a matrix, and so are variants, the smallest.
+
+        Attention has many: what reaches the residual stream through V and the projection doubles with either.
+        """
+        taken = [name for g in others for name in g.names]
+        whole = [set(g.names) for g in others if len(g.index) == g.parts]
+        found = [
+            tuple(names[c] for c in columns) for columns in null_vectors(differences(self.trial, names), self.tolerance)
+        ]
+        found.sort(key=lambda members: (sum(n in taken for n in members), len(members)))
+        kept, matrices = [], set()
+        for members in found:
+            own = {name for name in members if len(self.radial.shape(name)) > 1}
+            if own & matrices or any(group <= set(members) for group in whole):
+                continue
+            if self.confirmed(group := Group(members)):
+                kept.append(group)
+                matrices |= own
+        return kept
+
+    def confirmed(self, group):
+        """Do random factors 1/2 and 2 move the outputs far less than random changes of the same sizes do?"""
+        draw = stream(self.seed, "factors", *group.names, group.parts)
+        kept = {name: self.trial.parameters[name].detach() for name in group.names}
+        factors = np.resize([0.5, 2.0], len(group.index))
+        draw.shuffle(factors)
+        for factor in (factors, 1 / factors):
+            scaled = {name: w.clone() for name, w in kept.items()}
+            group.multiply_(scaled, factor)
+            ordinary = {name: w + self._random(group, name, w, factor, draw) for name, w in kept.items()}
+            base = self.trial.base.detach()
+            moved, expected = (torch.linalg.vector_norm(self.trial.outputs_at(x) - base) for x in (scaled, ordinary))
+            if not moved < FINITE * self.tolerance * expected:
+                return False
+        return True
+
+    @staticmethod
+    def _random(group, name, w, factor, draw):
+        """A random change of a tensor, in each part as long as the factor makes it."""
+        part = Group(name, group.dim, group.parts, group.index)
+        noise = torch.as_tensor(draw.standard_normal(tuple(w.shape))).to(w)
+        part.scale_({name: noise}, torch.as_tensor(np.abs(factor - 1)).to(w) * part.norms({name: w}))
+        change = torch.zeros_like(w)
+        index = list(group.index)
+        split(change, group.dim, group.parts)[index] = split(noise, group.dim, group.parts)[index]
+        return change
