@@ -181,24 +181,12 @@ def describe_figure(curves: Sequence[Curve | Heat], axes: Sequence[Axes]) -> dic
         if a.equal:
             _equalize(layout["xaxis" + suffix], layout["yaxis" + suffix])
         layout["annotations"].append(_note(f"<b>{a.title}</b>", left, shift=6))
-        if heat:  # the color bar is a slim heat map on axes of its own, so that no painter needs to know of bars
-            n = _suffix(len(axes) + i)
-            values = _axis("", heat.log_z, [heat.z.ravel()], "y" + n, domain, pad=0)
-            thick = [1 - (LABEL + THICK) * pixel, 1 - LABEL * pixel]
-            layout["xaxis" + n] = values
-            layout["yaxis" + n] = {**_axis("", False, [], "x" + n, thick, pad=0), "tickvals": [], "ticktext": []}
+        if heat:
             layout["annotations"].append(_note(f"{heat.label}: {heat.title}", left, shift=3 - LABEL))
-            lo, hi = values["range"]
-            steps = lo + (hi - lo) * (np.arange(96) + 0.5) / 96
-            hover = f"{heat.label}<br>{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<br>{heat.title} %{{customdata:.4~g}}"
-            z = np.log10(heat.z) if heat.log_z else heat.z
-            data.append(
-                {**_heat_trace(heat.label, suffix, heat.x, heat.y, z, (lo, hi)), "customdata": heat.z,
-                 "hovertemplate": hover + "<extra></extra>"}
-            )  # fmt: skip
-            at = 10.0**steps if heat.log_z else steps
-            bar = _heat_trace(heat.label, n, at, np.array([0.25, 0.75]), np.tile(steps, (2, 1)), (lo, hi))
-            data.append({**bar, "hoverinfo": "skip"})
+            thick = [1 - (LABEL + THICK) * pixel, 1 - LABEL * pixel]
+            bar, traces = _heat_map(heat, a, _suffix(len(axes) + i), domain, thick)
+            layout |= bar
+            data += traces
     named = set()
     for c in curves:
         for trace in _traces(c, axes[c.axes], c.axes in heats) if isinstance(c, Curve) else ():
@@ -228,12 +216,29 @@ def _edges(heat, key, log):
     return 10.0**ends if log else ends
 
 
-def _heat_trace(name, suffix, x, y, z, span):
-    colors = [[i / (len(HEAT) - 1), color] for i, color in enumerate(HEAT)]
-    return {
-        "type": "heatmap", "xaxis": "x" + suffix, "yaxis": "y" + suffix, "name": name, "x": x, "y": y, "z": z,
-        "zmin": span[0], "zmax": span[1], "colorscale": colors, "showscale": False,
-    }  # fmt: skip
+def _heat_map(heat, a, bar, across, thick):
+    """The axes of the color bar and the traces of map and bar. The bar is a slim heat map on axes of its own, so that no
+    painter needs to know of bars."""
+    values = _axis("", heat.log_z, [heat.z.ravel()], "y" + bar, across, pad=0)
+    blank = _axis("", False, [], "x" + bar, thick, pad=0) | {"tickvals": [], "ticktext": []}
+    lo, hi = values["range"]
+    base = {
+        "type": "heatmap",
+        "name": heat.label,
+        "zmin": lo,
+        "zmax": hi,
+        "colorscale": [[i / (len(HEAT) - 1), color] for i, color in enumerate(HEAT)],
+        "showscale": False,
+    }
+    steps = lo + (hi - lo) * (np.arange(96) + 0.5) / 96
+    n, z = _suffix(heat.axes), np.log10(heat.z) if heat.log_z else heat.z
+    words = f"{a.x} %{{x:.4~g}}<br>{a.y} %{{y:.4~g}}<br>{heat.title} %{{customdata:.4~g}}"
+    return {"xaxis" + bar: values, "yaxis" + bar: blank}, [
+        {**base, "xaxis": "x" + n, "yaxis": "y" + n, "x": heat.x, "y": heat.y, "z": z, "customdata": heat.z,
+         "hovertemplate": f"{heat.label}<br>{words}<extra></extra>"},
+        {**base, "xaxis": "x" + bar, "yaxis": "y" + bar, "x": 10.0**steps if heat.log_z else steps,
+         "y": np.array([0.25, 0.75]), "z": np.tile(steps, (2, 1)), "hoverinfo": "skip"},
+    ]  # fmt: skip
 
 
 def _traces(c, a, cased):

@@ -147,5 +147,5 @@ class Page:
         return stage.evaluate(
             """s => ({controls: JSON.parse(s.dataset.controls), quality: s.dataset.quality,
                 data: s.querySelector('.js-plotly-plot').data.map(t => ({name: t.name, mode: t.mode, fill: t.fill ?? null,
-                    xaxis: t.xaxis, x: [...t.x], y: [...t.y]}))})"""
+                    xaxis: t.xaxis, x: [...t.x], y: [...t.y], z: t.z ? t.z.map(row => [...row]) : null}))})"""
         )

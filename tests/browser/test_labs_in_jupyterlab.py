@@ -32,6 +32,8 @@ def assert_drawn(shown, lab):
         np.testing.assert_array_equal(have["x"], trace["x"])
         # the law is sampled in another process: BLAS and libm may round otherwise there
         np.testing.assert_allclose(have["y"], trace["y"], rtol=1e-9)
+        if "z" in trace:
+            np.testing.assert_allclose(have["z"], trace["z"], rtol=1e-9)
 
 
 def test_keys_move_the_slider_and_the_drawn_numbers_are_the_labs(depth):
