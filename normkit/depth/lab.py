@@ -1,7 +1,6 @@
 """The depth lab: the residual stream and its gradient, layer by layer, for every placement of the norm."""
 
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,25 +9,15 @@ from normkit.depth.exact import exact_profile
 from normkit.depth.experiment import residual_profile
 from normkit.depth.placement import PLACEMENTS
 from normkit.figures import Axes, Curve, style
-from normkit.lab import Lab, choice, slider
+from normkit.lab import choice, slider
 from normkit.profile import Profile
+from normkit.real_lab import RealModelLab, stored
 
 STYLES = {placement: style(i) for i, placement in enumerate(PLACEMENTS)}
 REAL = style(len(PLACEMENTS))
 BAND = (0.05, 0.95)  # the band holds the middle 90 % of the seeds
 GROWTH = "variance, mean of x²"
 GRADIENT = "gradient, mean of (∂ℓ/∂x)²"
-
-
-@cache
-def _stored() -> dict[str, Profile]:
-    """The measured profiles that ship with the kit, by name."""
-    import json
-
-    from normkit.files import data_path
-
-    stored = json.loads(data_path("profiles.json").read_text(encoding="utf-8"))
-    return {name: Profile.from_dict(p) for name, p in stored["profiles"].items()}
 
 
 def profile_curves(profile: Profile, look=REAL) -> list[Curve]:
@@ -40,29 +29,6 @@ def profile_curves(profile: Profile, look=REAL) -> list[Curve]:
             lo, hi = np.quantile(values, BAND, axis=0)
             curves.append(Curve(profile.name, "real", layers, values.mean(0), look, lo, hi, axes=axes))
     return curves
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RealModelLab(Lab):
-    """A lab that may hold a Profile of the learner's own model; it travels with the lab's state."""
-
-    real: Profile | None = field(default=None, kw_only=True)
-
-    def __post_init__(self):
-        if not isinstance(self.real, Profile | None):
-            raise TypeError(f"real must be a Profile, as normkit.probe(model, batch) returns it; got {type(self.real)}")
-        super().__post_init__()
-
-    def state(self):
-        return super().state() | ({"real": self.real.to_dict()} if self.real else {})
-
-    @classmethod
-    def from_state(cls, state):
-        return cls(real=Profile.from_dict(state["real"]) if "real" in state else None)
-
-    def measured(self) -> Profile:
-        """The learner's profile, or the stored one of MiniLM."""
-        return self.real or _stored()["MiniLM"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,7 +99,7 @@ class DepthLab(RealModelLab):
         if self.real is not None or self.model == "MiniLM":
             return profile_curves(self.measured())
         if self.model == "trained":
-            return [c for p in self.placements() for c in profile_curves(_stored()[f"trained {p}"], STYLES[p])]
+            return [c for p in self.placements() for c in profile_curves(stored()[f"trained {p}"], STYLES[p])]
         return []
 
     def axes(self):

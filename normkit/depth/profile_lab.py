@@ -6,11 +6,12 @@ import numpy as np
 
 from normkit.depth import laws
 from normkit.depth.experiment import residual_profile
-from normkit.depth.lab import BAND, REAL, STYLES, RealModelLab
+from normkit.depth.lab import BAND, REAL, STYLES
 from normkit.depth.placement import PLACEMENTS
 from normkit.figures import Axes, Curve
 from normkit.lab import choice, slider
 from normkit.profile import QUANTITIES
+from normkit.real_lab import RealModelLab
 
 TITLES = {
     "variance": "variance, mean of x²",

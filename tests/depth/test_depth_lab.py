@@ -6,8 +6,9 @@ import pytest
 import normkit
 from normkit import DepthLab, Profile
 from normkit.depth import PLACEMENTS, laws
-from normkit.depth.lab import STYLES, _stored
+from normkit.depth.lab import STYLES
 from normkit.depth.training_lab import DepthTrainingLab
+from normkit.real_lab import stored
 
 
 def by_name(lab, result=None):
@@ -63,8 +64,8 @@ def test_comparing_draws_both_in_their_own_style():
 
 def test_real_models_are_the_stored_measurements():
     curves = by_name(DepthLab(placement="post", model="MiniLM"))
-    stored = _stored()["MiniLM"]
-    np.testing.assert_allclose(curves["MiniLM (real model)", 0].y, stored.variance.mean(0))
+    profile = stored()["MiniLM"]
+    np.testing.assert_allclose(curves["MiniLM (real model)", 0].y, profile.variance.mean(0))
     assert curves["MiniLM (real model)", 0].x.tolist() == [0, 2, 4, 6, 8, 10, 12]  # six blocks of two additions
     for placement in PLACEMENTS:
         assert (f"trained {placement} (real model)", 0) in by_name(DepthLab(placement=placement, layers=4))

@@ -7,8 +7,8 @@ import torch
 import normkit
 from normkit import Profile, ProfileLab
 from normkit.depth import PLACEMENTS, laws, residual_profile
-from normkit.depth.lab import _stored
 from normkit.profile import QUANTITIES
+from normkit.real_lab import stored
 
 
 def by_name(lab):
@@ -97,10 +97,10 @@ def test_every_control_over_its_range(settings):
 @pytest.mark.parametrize("key", QUANTITIES)
 def test_the_dots_are_the_measured_profile(key):
     curves = by_name(ProfileLab(left=key))
-    stored = getattr(_stored()["MiniLM"], key)
+    values = getattr(stored()["MiniLM"], key)
     curve = curves["MiniLM (real model)", 0]
-    np.testing.assert_allclose(curve.y, stored.mean(0))
-    assert curve.x[-1] == 6 and len(curve.x) == stored.shape[1]
+    np.testing.assert_allclose(curve.y, values.mean(0))
+    assert curve.x[-1] == 6 and len(curve.x) == values.shape[1]
 
 
 def test_toy_theory_and_model_stand_at_the_same_blocks():
