@@ -64,7 +64,7 @@ class Radial:
 
     def views(self, name):
         """(dim, parts) from the finest cut to the whole."""
-        return cuts({dim: n for dim, n in enumerate(self.shape(name)[:2])})
+        return cuts(dict(enumerate(self.shape(name)[:2])))
 
 
 def cuts(lengths):
