@@ -49,10 +49,19 @@ const plain = (text) => text.replace(/<\/?\w+>/g, "");
 const place = (axis, v) => (axis.type === "log" ? Math.log10(v) : v);
 const share = (axis, v) => (place(axis, v) - axis.range[0]) / (axis.range[1] - axis.range[0]);
 
-// The layout for a width in pixels, so that both painters have the same ranges and ticks. An equal-aspect panel widens, about
-// its middle, the range that is too short for its pixels (plotly's own rule for scaleanchor). Ticks that would touch are thinned.
+// The figure for a width in pixels, the same for both painters: panels keep apart, an equal-aspect panel widens, about its
+// middle, the range that is too short for its pixels (plotly's own rule for scaleanchor), and ticks that would touch are thinned.
 function fitted({ layout, data }, width) {
   const fit = structuredClone(layout), m = fit.margin;
+  const lefts = [...new Set(fit.annotations.map((a) => a.x))], columns = lefts.length;
+  if (columns > 1) { // room for a title and tick labels between two panels, also in a narrow notebook
+    const gap = Math.max(lefts[1] - fit.xaxis.domain[1], Math.min(84 / (width - m.l - m.r), .6 / (columns - 1)));
+    const wide = (1 - gap * (columns - 1)) / columns;
+    const moved = (x) => lefts.indexOf(x) * (wide + gap);
+    for (const a of fit.annotations) a.x = moved(a.x);
+    for (const [, axis] of Object.entries(fit).filter(([key]) => key.startsWith("xaxis")))
+      axis.domain = [moved(axis.domain[0]), moved(axis.domain[0]) + wide];
+  }
   const axes = Object.entries(fit).filter(([key]) => /^[xy]axis/.test(key)).map(([key, axis]) => {
     const all = key[0] === "x" ? width - m.l - m.r : fit.height - m.t - m.b;
     return [axis, (axis.domain[1] - axis.domain[0]) * all, key];
@@ -343,10 +352,10 @@ function render({ model, el: root }) {
     try { Plotly ??= await plotly(model); } catch { return; } // without plotly.js the canvas is the figure
     if (at !== drawn || !stage.isConnected) return;
     const icon = Plotly.Icons?.camera;
-    const layout = { ...structuredClone(figure.layout), width: width() };
+    const layout = { ...fitted(figure, width()).layout, width: width() }, print = fitted(figure, 980).layout;
     const download = { name: "Download picture", title: "Download picture (SVG)", icon, click: () => Plotly.downloadImage(
-      { data: figure.data, layout: { ...figure.layout, showlegend: true, paper_bgcolor: "white", margin: { ...figure.layout.margin, b: 110 }, legend: { orientation: "h", y: -0.22 } } },
-      { format: "svg", width: 980, height: figure.layout.height + 80, filename: face.name }) };
+      { data: figure.data, layout: { ...print, showlegend: true, paper_bgcolor: "white", margin: { ...print.margin, b: 110 }, legend: { orientation: "h", y: -0.22 } } },
+      { format: "svg", width: 980, height: print.height + 80, filename: face.name }) };
     await Plotly.react(rested, figure.data, layout, { ...face.config, responsive: false, modeBarButtonsToRemove: ["toImage"], modeBarButtonsToAdd: [download] });
     if (at === drawn) stage.dataset.resting = "true";
   };
@@ -356,9 +365,9 @@ function render({ model, el: root }) {
     if (picture.seq >= sent) { inFlight = false; clearTimeout(watchdog); }
     if (picture.seq < drawn) return flush();
     drawn = picture.seq;
-    const figure = fitted(decoded(picture.figure), width());
+    const figure = decoded(picture.figure);
     stage.dataset.resting = "false";
-    paint(canvas, figure, width());
+    paint(canvas, fitted(figure, width()), width());
     legend(list, figure.data);
     tag.textContent = picture.running ? `running ${Math.round(100 * picture.done)} %` : picture.quality;
     tag.dataset.quality = picture.quality;

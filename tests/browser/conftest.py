@@ -1,8 +1,11 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from jupyter_page import Page, chromium_browser, jupyterlab, write_notebook
+
+sys.path.append(str(Path(__file__).parents[1]))  # toy_lab.py, whose labs both sides of the browser import
 
 
 @pytest.fixture(scope="session")
