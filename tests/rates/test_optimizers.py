@@ -46,6 +46,22 @@ def test_contract_groups(build):
     contract.check_groups_keep_their_own_settings(build)
 
 
+def held(model, lr, optimizer=torch.optim.SGD, **options):
+    nap = pytest.importorskip("normkit.rates.nap").NormalizeAndProject(model, inputs=contract.batch(0)[0], **options)
+    optimizer = optimizer(model.parameters(), lr=lr)
+    nap.attach(optimizer)
+    return [optimizer, nap]
+
+
+@pytest.mark.parametrize("check", contract.ATTACHED, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("options", [{}, {"optimizer": AdamP}, {"every": 2, "gains": "free"}])
+def test_contract_of_normalize_and_project(check, options):
+    if check is contract.check_zero_rate_moves_nothing:  # gains have another length than they start with
+        check(lambda model, lr: held(model, lr, **{**options, "gains": "free"}), rtol=1e-14)
+    else:
+        check(lambda model, lr: held(model, lr, **options))
+
+
 class Forgetful(torch.optim.SGD):
     """Breaks the contract on purpose: writes to the gradients, forgets its momentum, swallows the closure's loss."""
 
@@ -382,6 +398,17 @@ def test_sgdp_wants_a_rate():
     with pytest.raises(ValueError, match="lr"):
         SGDP([nn.Parameter(torch.ones(2))])
     SGDP([{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}])
+
+
+@ours
+def test_a_step_never_waits_for_numbers(build):
+    """Tensors on the meta device have none: reading one, as .item() and `if` do, raises. So a GPU is not waited for."""
+    w, b = (nn.Parameter(torch.empty(*shape, device="meta")) for shape in ((3, 4), (5,)))
+    optimizer = build([w, b], 0.1)
+    for _ in range(2):
+        w.grad, b.grad = torch.empty_like(w), torch.empty_like(b)
+        optimizer.step()
+    assert optimizer.state[w] and all(s.is_meta for s in optimizer.state[w].values() if torch.is_tensor(s))
 
 
 @ours
