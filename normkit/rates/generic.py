@@ -20,7 +20,7 @@ class GenericCopy:
     parameters: {name: float64 leaf that requires a gradient}; base: forward() there. Raises as scale_invariant_groups.
     """
 
-    def __init__(self, model, inputs, seed):
+    def __init__(self, model, inputs, seed, point=0):
         if not isinstance(model, nn.Module):
             raise TypeError(f"scale-invariant groups need a torch.nn.Module, got {type(model).__name__}")
         model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
@@ -33,12 +33,13 @@ class GenericCopy:
         for dtype in torch.float64, torch.float32:  # some models cast inside and cannot work in float64
             self.model = _copied(model).train().to(dtype)
             self.parameters = {n: p for n, p in self.model.named_parameters() if p.is_floating_point()}
-            self._to_a_generic_point(seed)
+            self._to_a_generic_point(seed, point)
             self._buffers = [
                 (m, {k: None if b is None else b.clone() for k, b in m._buffers.items()}) for m in self.model.modules()
             ]
             self._cuda = sorted({p.device.index for p in self.parameters.values() if p.device.type == "cuda"})
-            self.seed, self.dtype, self._scales = seed, dtype, None
+            self.dtype, self._scales = dtype, None
+            self.seed = int(stream(seed, "copy", point).integers(2**63))
             try:
                 self._start(inputs)
                 return
@@ -46,9 +47,9 @@ class GenericCopy:
                 errors.append(error)
         raise errors[0]
 
-    def _to_a_generic_point(self, seed):
+    def _to_a_generic_point(self, seed, point):
         for name, parameter in self.parameters.items():
-            noise = stream(seed, "point", name).standard_normal(tuple(parameter.shape))
+            noise = stream(seed, "point", point, name).standard_normal(tuple(parameter.shape))
             noise = torch.as_tensor(noise, dtype=parameter.dtype, device=parameter.device)
             size = parameter.detach().square().mean().sqrt().item() if parameter.numel() else 0.0
             if parameter.ndim < 2:
@@ -136,7 +137,7 @@ def _floating(output):
 
 def guesses(model, seed):
     """Inputs that the model may take, judged by its first layers: dummy_inputs, tokens, images, sequences, vectors."""
-    draw = torch.Generator().manual_seed(int(stream(seed, "inputs").integers(2**63)))
+    draw = torch.Generator().manual_seed(seed)
     if isinstance(getattr(model, "dummy_inputs", None), dict):
         yield model.dummy_inputs
     layers = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
@@ -149,7 +150,7 @@ def guesses(model, seed):
         channels = getattr(layer, "in_channels", None) or (layer.num_features if hasattr(layer, "running_mean") else 0)
         kernel = getattr(layer, "kernel_size", None) or (1, 1)
         if channels:
-            shapes = [(4, channels, *[side] * len(kernel)) for side in (32, 28, 16, 64, 8, 224)]
+            shapes = [(8, channels, *[side] * len(kernel)) for side in (32, 28, 16, 64, 8, 224)]
         last = [getattr(layer, k, 0) for k in ("in_features", "input_size", "num_features", "embed_dim")]
         last += list(getattr(layer, "normalized_shape", ()))[-1:]
         last += [n for p in layer.parameters(recurse=False) if p.ndim == 2 for n in (p.shape[1], p.shape[0])]

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from normkit.rates.generic import GenericCopy
-from normkit.rates.radial import Radial, cuts, differences, null_vectors
+from normkit.rates.radial import ROWS, Radial, cuts, differences, null_vectors
 from normkit.rng import stream
 
 FINITE = 5  # times the tolerance: at half the length, eps weighs four times as much as at the point itself
+FEW = 8  # entries: among many parts as small as that, some are orthogonal to their gradients by chance
+POINTS, MEMORY = 16, 10**8  # at most so many copies, and numbers in them, for a model with few outputs (a scalar loss)
 BETTER = 10  # times smaller: what a bias must make the violation before its matrix counts as invariant with it only
 
 
@@ -106,15 +108,15 @@ def _ranges(index):
 def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> list[Group]:
     """The weights of any torch model that its outputs depend on by direction only; [] where there are none.
 
-    Nothing is looked up by name or by type. A copy of the model, in float64 and at a generic point (noise on all
-    parameters, so that a zero bias does not look invariant), is differentiated: by Euler's theorem the derivative along
+    Nothing is looked up by name or by type. Copies of the model, in float64 and at generic points (noise on all
+    parameters, so that a zero bias does not look invariant), are differentiated: by Euler's theorem the derivative along
     an invariant w is <w, grad_w> = 0, for every function of the outputs. Parts go from single rows and columns over
     equal blocks to whole tensors; then come tensors that are invariant together only: a matrix and its bias, and 0/1
     vectors in the null space of all radial derivatives. What passes must also leave the outputs alone when its parts
     are multiplied by random factors 1/2 and 2, or it is no group. Groups of one tensor do not overlap, and are as fine
     as they can be without leaving more of it out; groups of several may share vectors, as {W1, b1, b2} and {W2, b2} do.
 
-    The copy is in train mode (batch norm uses its batch), with the same dropout masks each time. Parts that the outputs
+    The copies are in train mode (batch norm uses its batch), with the same dropout masks each time. Parts that the outputs
     do not depend on are no evidence: embedding rows of tokens that are not in the inputs go with the others.
     inputs: a dict, tuple or tensor as for normkit.probe; None guesses (tokens, images, sequences, vectors).
     tolerance: of the radial derivative, relative to one along a random direction; finite factors may move the outputs
@@ -125,12 +127,15 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}")
-    trial = GenericCopy(model, inputs, seed)
-    if not trial.base.requires_grad:
+    trials = [GenericCopy(model, inputs, seed, 0)]
+    sizes = [p.numel() for p in trials[0].parameters.values()]
+    points = min(-(-ROWS * len(sizes) // trials[0].base.numel()), POINTS, MEMORY // (sum(sizes) or 1))
+    trials += [GenericCopy(model, inputs, seed, point) for point in range(1, max(2, points))]
+    if not all(trial.base.requires_grad for trial in trials):
         return []
-    radial = Radial(trial, seed)
-    test = _Test(trial, radial, tolerance, seed)
-    pairs = [g for names in test.pairs() if (g := test.pair(names))]
+    radial = Radial(trials, seed)
+    test = _Test(trials, radial, tolerance, seed)
+    pairs = test.pairs()
     within = {g.names[0] for g in pairs if len(g.index) == g.parts}
     singles = [g for name in radial.touched if name not in within for g in test.single(name)]
     done = {g.names[0] for g in singles if len(g.index) == g.parts}
@@ -141,19 +146,22 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
 class _Test:
     """Which groups the radial derivatives of a copy suggest, and whether finite factors confirm them."""
 
-    def __init__(self, trial, radial, tolerance, seed):
-        self.trial, self.radial, self.tolerance, self.seed = trial, radial, tolerance, seed
+    def __init__(self, trials, radial, tolerance, seed):
+        self.trials, self.radial, self.tolerance, self.seed = trials, radial, tolerance, seed
 
     def single(self, name):
         """Groups of one tensor: greedily from the finest parts on, or one coarser view where that covers more."""
         mask = torch.zeros(self.radial.shape(name), dtype=torch.bool)
         found, coarser = [], []
         for dim, parts in self.radial.views(name):
-            violation, touched = self.radial.violation((name,), dim, parts)
+            violation, touched = (x[0] for x in self.radial.violation(name, dim, parts))
             passed = violation < self.tolerance
             if not passed.any():
                 continue
-            passed = passed | ~touched if passed[touched].all() else passed
+            if passed[touched].all():
+                passed = passed | ~touched
+            elif mask.numel() / parts < FEW:
+                continue
             blocks = split(mask, dim, parts)
             free = passed & ~blocks.flatten(1).any(1).numpy() if mask.ndim else passed
             if free.any() and self.confirmed(group := Group(name, dim, parts, np.flatnonzero(free))):
@@ -169,33 +177,29 @@ class _Test:
         return next(([g] for g in wider if self.confirmed(g)), found)
 
     def pairs(self):
-        """(matrix, vector) by name, the vector as long as one of the matrix' axes: candidates for weight and bias."""
-        shapes = {name: self.radial.shape(name) for name in self.radial.touched}
-        vectors = {}
-        for name, shape in shapes.items():
-            if len(shape) == 1 and self._whole((name,)) > self.tolerance:
+        """Groups of a matrix and a vector as long as one of its axes, such as its bias."""
+        vectors, options = {}, {}
+        for name in self.radial.touched:
+            if len(shape := self.radial.shape(name)) == 1 and self.radial.whole(name) > self.tolerance:
                 vectors.setdefault(shape[0], []).append(name)
-        for name, shape in shapes.items():
-            if len(shape) > 1 and self._whole((name,)) > 1e-9:
-                for vector in dict.fromkeys(v for n in dict.fromkeys(shape[:2]) for v in vectors.get(n, ())):
-                    yield name, vector
+        for name in self.radial.touched:
+            if len(shape := self.radial.shape(name)) > 1 and self.radial.whole(name) > 1e-9:
+                for axis in range(2):
+                    for dim, parts in cuts({axis: shape[axis]}) if shape[axis] in vectors else ():
+                        for vector, passed in self._passing(name, vectors[shape[axis]], dim, parts):
+                            group = Group((name, vector), dim, parts, np.flatnonzero(passed))
+                            options.setdefault(group.names, []).append(group)
+        for groups in options.values():
+            groups.sort(key=lambda g: -len(g.index) / g.parts)  # a stable sort: the finest of equals stays first
+        found = (next((g for g in groups if self.confirmed(g)), None) for groups in options.values())
+        return [group for group in found if group is not None]
 
-    def _whole(self, names):
-        return self.radial.violation(names, None, 1)[0][0]
-
-    def pair(self, names):
-        """The group of a matrix and its bias: the finest of the cuts that cover most of both; None if they are none."""
-        shape, (n,) = self.radial.shape(names[0])[:2], self.radial.shape(names[1])
-        options = []
-        for dim, parts in cuts({d: n for d in range(2) if shape[d] == n}):
-            violation, touched = self.radial.violation(names, dim, parts)
-            alone, _ = self.radial.violation(names[:1], dim, parts)
-            passed = (violation < self.tolerance) & (violation < alone / BETTER)
-            if passed.any():
-                passed = passed | ~touched if passed[touched].all() else passed
-                options.append(Group(names, dim, parts, np.flatnonzero(passed)))
-        options.sort(key=lambda g: -len(g.index) / g.parts)  # a stable sort: the finest of equals stays first
-        return next((g for g in options if self.confirmed(g)), None)
+    def _passing(self, name, vectors, dim, parts):
+        alone = self.radial.violation(name, dim, parts)[0]
+        violation, touched = self.radial.violation(name, dim, parts, vectors)
+        passed = (violation < self.tolerance) & (violation < alone / BETTER)
+        for v in np.flatnonzero(passed.any(1)):
+            yield vectors[v], passed[v] | ~touched[v] if passed[v][touched[v]].all() else passed[v]
 
     def joint(self, names, others):
         """Groups of any number of whole tensors; of those that share a matrix, and so are variants, the smallest.
@@ -205,7 +209,8 @@ class _Test:
         taken = [name for g in others for name in g.names]
         whole = [set(g.names) for g in others if len(g.index) == g.parts]
         found = [
-            tuple(names[c] for c in columns) for columns in null_vectors(differences(self.trial, names), self.tolerance)
+            tuple(names[c] for c in columns)
+            for columns in null_vectors(differences(self.trials, names), self.tolerance)
         ]
         found.sort(key=lambda members: (sum(n in taken for n in members), len(members)))
         kept, matrices = [], set()
@@ -219,28 +224,20 @@ class _Test:
         return kept
 
     def confirmed(self, group):
-        """Do random factors 1/2 and 2 move the outputs far less than random changes of the same sizes do?"""
-        draw = stream(self.seed, "factors", *group.names, group.parts)
-        kept = {name: self.trial.parameters[name].detach() for name in group.names}
+        """Do random factors 1/2 and 2 move the outputs far less than changes of the same sizes and random signs do?"""
+        return all(self._confirmed(group, trial, point) for point, trial in enumerate(self.trials))
+
+    def _confirmed(self, group, trial, point):
+        draw = stream(self.seed, "factors", *group.names, group.parts, point)
+        kept, base = {name: trial.parameters[name].detach() for name in group.names}, trial.base.detach()
         factors = np.resize([0.5, 2.0], len(group.index))
         draw.shuffle(factors)
         for factor in (factors, 1 / factors):
             scaled = {name: w.clone() for name, w in kept.items()}
             group.multiply_(scaled, factor)
-            ordinary = {name: w + self._random(group, name, w, factor, draw) for name, w in kept.items()}
-            base = self.trial.base.detach()
-            moved, expected = (torch.linalg.vector_norm(self.trial.outputs_at(x) - base) for x in (scaled, ordinary))
+            signs = {name: torch.as_tensor(draw.choice([-1.0, 1.0], tuple(w.shape))).to(w) for name, w in kept.items()}
+            ordinary = {name: w + (scaled[name] - w) * signs[name] for name, w in kept.items()}
+            moved, expected = (torch.linalg.vector_norm(trial.outputs_at(x) - base) for x in (scaled, ordinary))
             if not moved < FINITE * self.tolerance * expected:
                 return False
         return True
-
-    @staticmethod
-    def _random(group, name, w, factor, draw):
-        """A random change of a tensor, in each part as long as the factor makes it."""
-        part = Group(name, group.dim, group.parts, group.index)
-        noise = torch.as_tensor(draw.standard_normal(tuple(w.shape))).to(w)
-        part.scale_({name: noise}, torch.as_tensor(np.abs(factor - 1)).to(w) * part.norms({name: w}))
-        change = torch.zeros_like(w)
-        index = list(group.index)
-        split(change, group.dim, group.parts)[index] = split(noise, group.dim, group.parts)[index]
-        return change

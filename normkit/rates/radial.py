@@ -7,64 +7,74 @@ import torch
 
 from normkit.rng import stream
 
-COTANGENTS = 8  # an ordinary weight passes eight independent tests at a tolerance of 0.02 once in 10^13 times
-HALF_STEP = 3e-3  # of log |w| in a central difference: an error of 1e-5, and 1e-4 where a norm layer works in float32
+COTANGENTS = 4  # at each point; an ordinary weight passes eight tests at a tolerance of 0.02 once in 10^13 times
+STEP = 3e-4  # of log |w| in a difference: as large an error, and no larger one where a norm layer works in float32
 ENTRIES = 4096  # of the outputs that a difference is looked at
+ROWS = 4  # equations for each tensor, before a null space means something
 
 
 class Radial:
-    """Per tensor and axis: <w_i, g_ki>, |g_ki|^2 and |w_i|^2 of each slice i for K random functions k of the outputs."""
+    """Per tensor and axis, for each slice i and K random functions k of the outputs, some at each point: the radial
+    derivative sum(w_i g_ki), and sum((w_i g_ki)^2), the square of what it would be if its terms had random signs."""
 
-    def __init__(self, trial, seed):
-        self.trial, self.seed = trial, seed
-        names, tensors = zip(*trial.parameters.items(), strict=True)
-        self.slices = {
-            n: [([], [], self._sum(t.detach() ** 2, d)) for d in range(min(t.ndim, 2))]
-            for n, t in zip(names, tensors, strict=True)
-        }
-        for k in range(COTANGENTS):
-            cotangent = torch.as_tensor(stream(seed, "cotangent", k).standard_normal(trial.base.numel())).to(trial.base)
-            gradients = torch.autograd.grad(
-                trial.base, tensors, cotangent, retain_graph=k < COTANGENTS - 1, allow_unused=True
-            )
-            for name, w, g in zip(names, tensors, gradients, strict=True):
-                g = torch.zeros_like(w) if g is None else g.to_dense() if g.is_sparse else g
-                for d, (radial, square, _) in enumerate(self.slices[name]):
-                    radial.append(self._sum(w.detach() * g, d))
-                    square.append(self._sum(g * g, d))
-        self.slices = {n: [(np.stack(r), np.stack(s), w) for r, s, w in axes] for n, axes in self.slices.items()}
-        effects = {n: float(self.effect(n, None, 1).sum()) for n, axes in self.slices.items() if axes}
-        self.floor = max(effects.values(), default=0) * 1e3 * torch.finfo(trial.base.dtype).eps
+    def __init__(self, trials, seed):
+        self.parameters = trials[0].parameters
+        terms = {name: [] for name, p in self.parameters.items() if p.ndim and p.numel()}
+        for point, trial in enumerate(trials):
+            for k in range(COTANGENTS):
+                draw = stream(seed, "cotangent", point, k).standard_normal(trial.base.numel())
+                for name, wg in self._terms(trial, torch.as_tensor(draw).to(trial.base), k < COTANGENTS - 1):
+                    square = wg.square()
+                    terms[name].append([(_sums(wg, d), _sums(square, d)) for d in range(min(wg.ndim, 2))])
+        self.slices = {n: [np.stack(axis, 1) for axis in zip(*k, strict=True)] for n, k in terms.items()}
+        effects = {n: self.effect(n, None, 1).item() for n in self.slices}
+        self.floor = max(effects.values(), default=0) * 1e3 * torch.finfo(trials[0].base.dtype).eps
         self.touched = [name for name, effect in effects.items() if effect > self.floor]
 
     @staticmethod
-    def _sum(x, dim):
-        return x.movedim(dim, 0).reshape(x.shape[dim], -1).sum(1).cpu().numpy()
+    def _terms(trial, cotangent, again):
+        tensors = {name: p for name, p in trial.parameters.items() if p.ndim and p.numel()}
+        found = torch.autograd.grad(trial.base, [*tensors.values()], cotangent, retain_graph=again, allow_unused=True)
+        for (name, w), g in zip(tensors.items(), found, strict=True):
+            yield name, torch.zeros_like(w) if g is None else w.detach() * (g.to_dense() if g.is_sparse else g)
 
     def shape(self, name):
-        return tuple(self.trial.parameters[name].shape)
+        return tuple(self.parameters[name].shape)
 
     def _blocks(self, name, dim, parts):
-        """(radial (K, parts), |g|^2 (K, parts), |w|^2 (parts,)) of equal blocks."""
-        radial, square, size = self.slices[name][min(dim or 0, len(self.slices[name]) - 1)]
-        return [x.reshape(*x.shape[:-1], parts, -1).sum(-1) for x in (radial, square, size)]
+        """(radial derivatives (K, parts), sums of squares (K, parts)) of equal blocks."""
+        axes = self.slices[name]
+        sums = axes[min(dim or 0, len(axes) - 1)]
+        return sums.reshape(*sums.shape[:2], parts, -1).sum(-1)
 
     def effect(self, name, dim, parts):
-        """(parts,) root mean square over functions of the derivative along a random direction of length |w_p|."""
-        _, square, size = self._blocks(name, dim, parts)
-        return np.sqrt(square.mean(0) * size / (self.trial.parameters[name].numel() / parts))
+        """(parts,) the size of a derivative along a random direction, as long as w: root mean square over functions."""
+        return np.sqrt(self._blocks(name, dim, parts)[1].mean(0))
 
-    def violation(self, names, dim, parts):
-        """(parts,) radial derivative of the tensors together over its effect, and whether a part has any effect."""
-        radial = sum(self._blocks(name, dim, parts)[0] for name in names)
-        effects = np.array([self.effect(name, dim, parts) for name in names])
-        size = np.sqrt((effects**2).sum(0))
-        touched = (effects > self.floor / max(parts, 1)).all(0)
-        return np.where(touched, np.sqrt((radial**2).mean(0)) / np.maximum(size, 1e-300), np.inf), touched
+    def violation(self, name, dim, parts, partners=()):
+        """((partners or 1, parts) radial derivative over its effect, those without an effect at all).
+
+        partners: vectors that are scaled with the tensor, each by itself a candidate.
+        """
+        mine = self._blocks(name, dim, parts)[None]
+        theirs = np.stack([self._blocks(other, dim, parts) for other in partners]) if partners else np.zeros_like(mine)
+        radial, square = np.moveaxis(mine + theirs, 1, 0)
+        effect, floor = np.sqrt(square.mean(1)), self.floor / parts
+        touched = np.sqrt(mine[:, 1].mean(1)) > floor
+        if partners:
+            touched = touched & (np.sqrt(theirs[:, 1].mean(1)) > floor)
+        return np.where(touched, np.sqrt((radial**2).mean(1)) / np.maximum(effect, 1e-300), np.inf), touched
+
+    def whole(self, name):
+        return self.violation(name, None, 1)[0].item()
 
     def views(self, name):
         """(dim, parts) from the finest cut to the whole."""
         return cuts(dict(enumerate(self.shape(name)[:2])))
+
+
+def _sums(x, dim):
+    return x.sum([d for d in range(x.ndim) if d != dim]).cpu().numpy() if x.ndim > 1 else x.cpu().numpy()
 
 
 def cuts(lengths):
@@ -73,14 +83,22 @@ def cuts(lengths):
     return [*sorted(fine, key=lambda cut: -cut[1]), (None, 1)]
 
 
-def differences(trial, names):
-    """(entries, len(names)) derivative of the outputs along log |w| of each tensor, at up to 4096 of their entries."""
-    pick = np.linspace(0, trial.base.numel() - 1, min(trial.base.numel(), ENTRIES)).astype(int)
+def differences(trials, names):
+    """(entries, len(names)) derivative of the outputs along log |w| of each tensor, at up to 4096 of their entries.
+
+    The first point is enough where the outputs have many entries for each tensor; else the points are stacked.
+    """
+    enough = trials[0].base.numel() >= ROWS * len(names)
+    return np.concatenate([_differences(trial, names) for trial in (trials[:1] if enough else trials)])
+
+
+def _differences(trial, names):
+    base = trial.base.detach()
+    pick = np.linspace(0, base.numel() - 1, min(base.numel(), ENTRIES)).astype(int)
     columns = np.empty((len(pick), len(names)))
     for column, name in enumerate(names):
-        w = trial.parameters[name].detach()
-        up, down = (trial.outputs_at({name: w * (1 + h)}) for h in (HALF_STEP, -HALF_STEP))
-        columns[:, column] = ((up - down)[pick] / (2 * HALF_STEP)).cpu().numpy()
+        moved = trial.outputs_at({name: trial.parameters[name].detach() * (1 + STEP)})
+        columns[:, column] = ((moved - base)[pick] / STEP).cpu().numpy()
     return columns
 
 
@@ -88,8 +106,8 @@ def null_vectors(columns, tolerance):
     """Sets of columns of a matrix (list of index tuples) that add up to nothing: 0/1 vectors in its null space.
 
     columns: (rows, n). Minimal sets only. A basis of the null space in reduced row echelon form shows them, after one
-    or two of its rows are added where an entry is -1; it is taken from the left and from the right, and at two
-    thresholds, for what is zero to rounding and for what is zero up to a norm layer's eps.
+    or two of its rows are added where an entry is -1; it is taken from the left and from the right, and at
+    several thresholds, for what is zero to rounding and for what is zero up to a norm layer's eps.
     """
     size = np.linalg.norm(columns, axis=0)
     if columns.shape[1] < 2 or not (size > 0).all():
@@ -97,7 +115,7 @@ def null_vectors(columns, tolerance):
     _, singular, right = np.linalg.svd(columns / size, full_matrices=True)
     singular = np.pad(singular, (0, len(right) - len(singular)))
     found = set()
-    for threshold in (1e-4, tolerance):
+    for threshold in (tolerance / 20, tolerance / 4, tolerance):
         basis = right[singular < threshold] / size
         if len(basis):
             for order in (slice(None), slice(None, None, -1)):
