@@ -27,11 +27,24 @@ def cases():
         Case("depth_band", "exact in law, 1000 seeds, 64 layers, one placement", depth_band),
         Case("depth_nets", "8 real nets, 64 layers, forward and backward, weights drawn before", depth_nets),
     ]
+    rates = [
+        Case(
+            "project_rows_65536x1024",
+            "in place: rows to norm 1, float32",
+            lambda: projection("project_rows", 65536, 1024),
+        ),
+        Case(
+            "project_matrix_4096x4096", "in place: Frobenius norm 1, float32", lambda: projection("project", 4096, 4096)
+        ),
+        Case("spherical_walk", "Adam, 16 weights of 1024 entries, 256 steps, noise drawn before", spherical_walk),
+        Case("spherical_slider", "a slider's move: momentum, 4 weights of 64 entries, 1000 steps", spherical_slider),
+        Case("equilibrium_grid", "phase diagram, SGD, 12 x 12 pairs, 2000 steps", equilibrium_grid),
+    ]
     start = [
         Case("import", "a fresh process that imports normkit, or only numpy", import_time),
         Case("first_result", "a fresh process up to its first layer_norm, warm kernel cache", first_result),
     ]
-    return norms + depth + start + _cuda_cases()
+    return norms + depth + rates + start + _cuda_cases()
 
 
 def norm(kind, rows, columns):
@@ -155,6 +168,98 @@ def _torch_nets():
         return torch.stack([x.detach().square().mean() for x in stream_])
 
     return nets
+
+
+def projection(kind, rows, columns):
+    """Normalize-and-Project's step on a (rows, columns) float32 array, by row or as a whole, in place."""
+    from normkit.layers.kernels import copy_rows
+    from normkit.rates import projection as ours
+
+    function, axis = getattr(ours, kind), -1 if kind == "project_rows" else None
+    x = stream(0, "bench", kind, rows).standard_normal((rows, columns), dtype=np.float32)
+    w, y = x.copy(), np.empty_like(x)
+    reference = function.reference(x.astype(np.float64), 1.0)
+
+    def numpy_in_place():
+        return np.divide(w, np.sqrt(np.sum(w * w, axis=axis, keepdims=True)), out=w)
+
+    variants = {
+        "normkit": lambda: function(w, 1.0, out=w),
+        "normkit, new output": lambda: function(x, 1.0),
+        "normkit, other output": lambda: function(x, 1.0, out=y),
+        "numpy": numpy_in_place,
+    }
+    if importlib.util.find_spec("torch"):
+        variants |= _torch_projection(x, axis)
+    floors = {"row copy": lambda: copy_rows(x, y), "numpy.copyto": lambda: np.copyto(y, x)}
+    if axis is None:  # the norm of a matrix beyond the cache takes a reading of its own
+        floors["read and copy"] = lambda: (x.max(), copy_rows(x, y))
+    return Work(variants, reference, floors)
+
+
+def _torch_projection(x, axis):
+    import torch
+
+    source, w = torch.from_numpy(x), torch.from_numpy(x.copy())
+
+    def divided(w):
+        return w / torch.linalg.vector_norm(w, dim=axis, keepdim=True)
+
+    def in_place():
+        return w.div_(torch.linalg.vector_norm(w, dim=axis, keepdim=True))
+
+    def in_place_float64():  # over a whole large matrix torch's float32 norm is off by 1e-3
+        return w.div_(torch.linalg.vector_norm(w, dim=axis, keepdim=True, dtype=torch.float64).float())
+
+    compiled = functools.cache(lambda: torch.compile(divided, dynamic=False))
+    return {
+        "torch": in_place,
+        "torch, float64 norm": in_place_float64,
+        "torch, warm memory": _warm(lambda: divided(source)),
+        "torch.compile": _warm(lambda: compiled()(source)),
+    }
+
+
+def spherical_walk(rows=16, dim=1024, steps=256):
+    """The walk's kernel against its readable body, NumPy vectorized over the weights; weights x steps = rows x steps."""
+    from normkit.rates import experiment, laws
+
+    start = stream(0, "bench", "start").standard_normal((rows, dim))
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    noise = stream(0, "bench", "noise").standard_normal((rows, steps, dim), dtype=np.float32)
+    model = experiment.Model(True, False, *laws.buffers("adam"), 1e-8, 1.0, 0.0, 0.0)
+    lr, pull, shrink = np.full(rows, 0.01), np.zeros(rows), np.full(rows, 0.999)
+
+    def run(walk):
+        w, p, square = start.copy(), *np.zeros((2, rows, dim))
+        out = (*np.empty((3, rows, steps)), np.empty((0, dim)))
+        return walk(w, p, square, noise, 1, lr, pull, shrink, model, out)[0]
+
+    readable = experiment.walk.reference
+    return Work(
+        {"normkit": lambda: run(experiment.walk), "numpy": lambda: run(readable)}, run(readable), tolerance=1e-10
+    )
+
+
+def spherical_slider():
+    from normkit.rates import experiment, laws
+
+    options = {"lr": 0.5, "weight_decay": 0.02}
+    law = laws.norm_growth("momentum", 1000, **options)
+    return Work(
+        {"normkit": lambda: experiment.spherical_walk("momentum", seeds=4, **options).norm.mean(axis=0)},
+        law,
+        {"law": lambda: laws.norm_growth("momentum", 1000, **options)},
+        tolerance=0.1,  # 4 weights of 64 entries: 5 % while the norm still swings
+    )
+
+
+def equilibrium_grid():
+    from normkit.rates import experiment, laws
+
+    lr, wd = np.geomspace(0.01, 0.5, 12), np.geomspace(0.01, 0.5, 12)
+    law = laws.equilibrium_norm(lr[:, None], wd)
+    return Work({"normkit": lambda: experiment.equilibrium_grid(lr, wd).norm}, law, tolerance=0.05)
 
 
 def _fresh(code):

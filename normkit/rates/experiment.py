@@ -13,6 +13,7 @@ import numpy as np
 
 from normkit.arrays import accelerated
 from normkit.rates import laws
+from normkit.rates.checks import count, positive
 from normkit.rng import stream
 
 BLOCK = 1 << 16  # random numbers in a block of one run; 256 KiB, of which at most 512 are kept
@@ -37,7 +38,7 @@ class Walk:
 class Grid:
     """Simulated and predicted equilibria, all (len(lr), len(weight_decay)). angle: root mean square, radians per step.
 
-    relaxed: whether the walk had the time to forget its start before it was measured; elsewhere norm is on its way.
+    relaxed: whether the walk had the time to forget its start before it was measured.
     """
 
     lr: np.ndarray
@@ -94,12 +95,11 @@ def spherical_walk(
     Raises ValueError for unknown names, lr <= 0, negative or non-finite numbers, dim < 2, steps or seeds < 1, and for a
     norm that leaves 1e-100 .. 1e100, with its step.
     """
-    for name, value, least in (("dim", dim, 2), ("steps", steps, 1), ("seeds", seeds, 1)):
-        _count(name, value, least)
-    lr, radius = laws._positive("lr", lr), laws._positive("radius", radius)
+    count("dim", dim, 2), count("steps", steps), count("seeds", seeds)
+    positive("lr", lr), positive("radius", radius)
     model = _model(optimizer, momentum, betas, eps, grad_norm, signal, radius if project else 0.0)
-    wd = laws._positive("weight_decay", weight_decay, 0.0)
-    pull, shrink = laws.decay(optimizer, lr, wd, momentum=momentum, decoupled=decoupled)
+    positive("weight_decay", weight_decay, zero=True)
+    pull, shrink = laws.decay(optimizer, lr, weight_decay, momentum=momentum, decoupled=decoupled)
     start = _start(seed, seeds, dim, radius)
     norm, cosine = np.empty((2, seeds, steps + 1))
     angle, path = np.empty((seeds, steps)), np.empty((steps + 1 if keep_path else 0, dim))
@@ -123,35 +123,35 @@ def equilibrium_grid(
     steps=2000,
     seed=0,
     grad_norm=1.0,
-    radius=1.0,
 ) -> Grid:
     """Walks for every pair of lr (a,) and weight_decay (b,), measured over their second half, beside the laws; (a, b).
 
-    All pairs share their random numbers: neighbors differ by their parameters alone. Corrections to the laws are of
-    order 1/dim. Where `relaxed` is False, steps was too short for the pair: about 6/(lr weight_decay) are needed, more
-    from a radius far above the equilibrium. Raises ValueError as `spherical_walk` and `laws.equilibrium_norm` do.
+    Every walk starts at the norm the law predicts, which it leaves if the law is wrong. How far it can be off after
+    `steps` is told by `relaxed`: True where half of them are three `laws.relaxation_steps`, which leaves nothing of the
+    start; elsewhere the agreement proves little. All pairs share their random numbers: neighbors differ by their
+    parameters alone. Corrections to the laws are of order 1/dim.
+    Raises ValueError as `spherical_walk` and `laws.equilibrium_norm` do.
     """
-    _count("dim", dim, 2), _count("steps", steps, 2)
-    lr, wd = (np.atleast_1d(laws._positive(*x)) for x in (("lr", lr), ("weight_decay", weight_decay)))
-    if lr.ndim > 1 or wd.ndim > 1 or not lr.size or not wd.size:
-        raise ValueError(f"lr and weight_decay must be one-dimensional, got shapes {lr.shape} and {wd.shape}")
-    radius = laws._positive("radius", radius)
+    count("dim", dim, 2), count("steps", steps, 2)
+    lr, wd = (np.asarray(x, dtype=np.float64) for x in (lr, weight_decay))
+    if lr.ndim != 1 or wd.ndim != 1 or not lr.size or not wd.size:
+        raise ValueError(f"lr and weight_decay must be two lists of numbers, got shapes {lr.shape} and {wd.shape}")
     shape, (lrs, wds) = (lr.size, wd.size), np.meshgrid(lr, wd, indexing="ij")
     rule = {"optimizer": optimizer, "momentum": momentum, "betas": betas, "decoupled": decoupled}
     law_norm, law_angle = (
         laws.equilibrium_norm(lrs, wds, grad_norm, dim=dim, **rule),
         laws.equilibrium_angle(lrs, wds, **rule),
     )
-    time = laws.relaxation_steps(lrs, wds, **rule) * (3 + np.maximum(np.log(radius / law_norm), 0))
+    relaxed = 3 * laws.relaxation_steps(lrs, wds, **rule) <= steps // 2
     pull, shrink = laws.decay(optimizer, lrs.ravel(), wds.ravel(), momentum=momentum, decoupled=decoupled)
     model = _model(optimizer, momentum, betas, 0.0, grad_norm, 0.0, 0.0)
-    w = np.repeat(_start(seed, 1, dim, radius), lrs.size, axis=0)
+    w = _start(seed, 1, dim, 1.0) * law_norm.reshape(-1, 1)
     sums, half = np.zeros((2, lrs.size)), steps // 2
     for at, (norm, angle, *_) in _blocks(w, seed, 1, steps, lrs.ravel(), pull, shrink, model, False):
         skip = max(0, half - at)
         sums += norm[:, skip:].sum(1), np.square(angle[:, skip:]).sum(1)
     norm, square = sums.reshape(2, *shape) / (steps - half)
-    return Grid(lr, wd, norm, np.sqrt(square), law_norm, law_angle, time <= half)
+    return Grid(lr, wd, norm, np.sqrt(square), law_norm, law_angle, relaxed)
 
 
 @accelerated("normkit.rates.kernels:walk")
@@ -207,9 +207,9 @@ def _blocks(w, seed, runs, steps, lr, pull, shrink, model, keep_path):
     pull, shrink = (np.ascontiguousarray(np.broadcast_to(np.asarray(a, np.float64), rows)) for a in (pull, shrink))
     size = max(1, BLOCK // dim)
     for at in range(0, steps, size):
-        count = min(size, steps - at)
-        noise = np.stack([_noise(seed, run, at // size, size, dim)[:count] for run in range(runs)])
-        out = (*np.full((3, rows, count), np.nan), np.empty((count if keep_path else 0, dim)))
+        here = min(size, steps - at)
+        noise = np.stack([_noise(seed, run, at // size, size, dim)[:here] for run in range(runs)])
+        out = (*np.full((3, rows, here), np.nan), np.empty((here if keep_path else 0, dim)))
         with np.errstate(all="ignore"):  # what leaves the range is reported below
             walk(w, p, square, noise, at + 1, lr, pull, shrink, model, out)
         good = (out[0] > 1e-100) & (out[0] < 1e100)
@@ -237,10 +237,6 @@ def _start(seed, runs, dim, radius):
 
 def _model(optimizer, momentum, betas, eps, grad_norm, signal, radius):
     kind = laws.rule(optimizer)
-    numbers = [laws._positive(name, x, 0.0) for name, x in (("eps", eps), ("grad_norm", grad_norm), ("signal", signal))]
-    return Model(kind.adaptive, kind.tangent, *laws.buffers(optimizer, momentum, betas), *numbers, radius)
-
-
-def _count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    for name, value in (("eps", eps), ("grad_norm", grad_norm), ("signal", signal)):
+        positive(name, value, zero=True)
+    return Model(kind.adaptive, kind.tangent, *laws.buffers(optimizer, momentum, betas), eps, grad_norm, signal, radius)

@@ -15,14 +15,23 @@ numba = load_numba()
 _BLOCK = 1024  # entries; partial sums in the array's own dtype are folded into float64 this often
 _CHUNK = 256  # entries scaled and stored in turn when streaming
 _TASK = 1 << 16  # entries a task: fixed, so that rounding does not depend on the number of threads
+WALK_PARALLEL = (
+    1 << 21
+)  # entries times steps (about 4 ms): below, a busy machine's second thread costs more than it gains
 _SUMS = {"reassoc", "contract", "nsz", "arcp", "afn"}  # SIMD sums; NaN and infinity keep their meaning
 
 # ---- projection -----------------------------------------------------------------------------------------------------
 
 
+@numba.njit
+def _trusted(power, n):
+    """A sum of n squares, or NaN where float32 could have lost some of them."""
+    return power if 1e-24 * n < power < 1e36 else math.nan
+
+
 @numba.njit(_nrt=False, fastmath=_SUMS)
 def _power(x):
-    """Sum of squares, float64 over partial sums in x's dtype; NaN where those could have left their range."""
+    """Sum of squares, float64 over partial sums in x's dtype, NaN where it cannot be trusted."""
     total = 0.0
     for start in range(0, x.shape[0], _BLOCK):
         block = x[start : start + _BLOCK]
@@ -30,7 +39,7 @@ def _power(x):
         for j in range(block.shape[0]):
             part += block[j] * block[j]
         total += part
-    return total if 1e-24 * x.shape[0] < total < 1e36 else math.nan
+    return _trusted(total, x.shape[0])
 
 
 @numba.njit(_nrt=False, fastmath=_SUMS)
@@ -39,34 +48,43 @@ def _scaled(x, scale, y):
         y[j] = x[j] * scale
 
 
-@numba.njit(_nrt=False)
-def _scaled_past_cache(x, scale, y, buffer, held, stored, ahead):
-    """Append x scale to what `buffer` holds and store its whole cache lines to y[stored:] around the cache."""
+@numba.njit(_nrt=False, fastmath=_SUMS)
+def _scaled_past_cache(x, scale, y, buffer, held, stored, following):
+    """Append x scale to what `buffer` holds, store its whole cache lines to y[stored:] around the cache.
+
+    Returns the new held and stored, and the power of `following`, as long as x: memory reads it while it writes.
+    """
+    total = 0.0
     for start in range(0, x.shape[0], _CHUNK):
-        chunk = x[start : start + _CHUNK]
-        _scaled(chunk, scale, buffer[held:])
-        held += chunk.shape[0]
-        whole = _stream_lines(buffer[:held], y[stored:], chunk.ctypes.data + ahead)
+        now, ahead = x[start : start + _CHUNK], following[start : start + _CHUNK]
+        out = buffer[held : held + now.shape[0]]
+        part = x.dtype.type(0)
+        for j in range(now.shape[0]):
+            out[j] = now[j] * scale
+            part += ahead[j] * ahead[j]
+        total += part
+        held += now.shape[0]
+        whole = _stream_lines(buffer[:held], y[stored:], ahead.ctypes.data + 12 * _CHUNK * x.itemsize)
         stored, held = stored + whole, held - whole
         for j in range(held):
             buffer[j] = buffer[whole + j]
-    return held, stored
+    return held, stored, _trusted(total, x.shape[0])
 
 
 @numba.njit(_nrt=False)
 def _some_rows(x, radius, y, buffer, stream):
-    """Rows of one task; False, and the row left out, where the readable body must look. radius: (rows,) or (1,)."""
-    good, held, stored, flat = True, 0, 0, y.reshape(-1)
+    """Rows of one task; False, and the row copied as it is, where the readable body must look. radius: (rows,) or (1,)."""
+    good, held, stored, flat, power = True, 0, 0, y.reshape(-1), _power(x[0])
     for i in range(x.shape[0]):
-        scale = radius[i % radius.shape[0]] / math.sqrt(_power(x[i]))
+        scale = radius[i % radius.shape[0]] / math.sqrt(power)
         fits = 1e-30 < scale < 1e30
         good &= fits
+        factor, following = x.dtype.type(scale if fits else 1.0), x[min(i + 1, x.shape[0] - 1)]
         if stream:
-            held, stored = _scaled_past_cache(
-                x[i], x.dtype.type(scale), flat, buffer, held, stored, 12 * _CHUNK * x.itemsize
-            )
-        elif fits:
-            _scaled(x[i], x.dtype.type(scale), y[i])
+            held, stored, power = _scaled_past_cache(x[i], factor, flat, buffer, held, stored, following)
+        else:
+            _scaled(x[i], factor, y[i])
+            power = _power(following)
     for j in range(held):
         flat[stored + j] = buffer[j]
     if stream:
@@ -118,7 +136,7 @@ def _whole_parallel(x, radius, y, stream):
         part, out = x[task * _TASK : task * _TASK + _TASK], y[task * _TASK : task * _TASK + _TASK]
         if stream:
             buffer = np.empty(_CHUNK + 16, x.dtype)
-            held, stored = _scaled_past_cache(part, factor, out, buffer, 0, 0, 12 * _CHUNK * x.itemsize)
+            held, stored, _ = _scaled_past_cache(part, factor, out, buffer, 0, 0, part)
             for j in range(held):
                 out[stored + j] = buffer[j]
             _fence()
@@ -158,7 +176,7 @@ def _run(w, radius, out, n):
     shared = np.may_share_memory(x, target)
     if shared and x.ctypes.data != target.ctypes.data:
         x = x.copy()  # overlapping, but shifted: entries would be overwritten before they are read
-    stream = 2 * w.nbytes >= BEYOND_CACHE and not shared
+    stream = 2 * w.nbytes >= BEYOND_CACHE
     with compute_lock:
         if w.size < PARALLEL:
             good = (_whole_serial if n is None else _rows_serial)(x, radius, target)
@@ -234,19 +252,30 @@ def _walk_row(w, p, square, noise, first, lr, pull, shrink, model, norm, angle, 
             return
 
 
+@numba.njit(error_model="numpy")
+def _walk_weight(i, w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path):
+    d, g = np.empty(w.shape[1]), np.empty(w.shape[1])
+    z, kept = noise[i % noise.shape[0]], path if i == 0 else path[:0]
+    _walk_row(
+        w[i], p[i], square[i], z, first, lr[i], pull[i], shrink[i], model, norm[i], angle[i], cosine[i], kept, d, g
+    )
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _walk_serial(w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path):
+    for i in range(w.shape[0]):
+        _walk_weight(i, w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path)
+
+
 @numba.njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def _walk(w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path):
+def _walk_parallel(w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path):
     for i in numba.prange(w.shape[0]):
-        d, g = np.empty(w.shape[1]), np.empty(w.shape[1])
-        kept = path if i == 0 else path[:0]
-        z = noise[i % noise.shape[0]]
-        _walk_row(
-            w[i], p[i], square[i], z, first, lr[i], pull[i], shrink[i], model, norm[i], angle[i], cosine[i], kept, d, g
-        )
+        _walk_weight(i, w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path)
 
 
 def walk(w, p, square, noise, first, lr, pull, shrink, model, out):
     """experiment.walk for float64 arrays."""
+    small = w.size * noise.shape[1] < WALK_PARALLEL
     with compute_lock:
-        _walk(w, p, square, noise, first, lr, pull, shrink, tuple(model), *out)
+        (_walk_serial if small else _walk_parallel)(w, p, square, noise, first, lr, pull, shrink, tuple(model), *out)
     return out

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from normkit.rates.checks import count, pick
+
 WD_RATIO = 0.1  # of SGDP and AdamP: how much of the decay is left for scale-invariant weights
 
 
@@ -40,9 +42,7 @@ OPTIMIZERS = {
 
 def rule(optimizer):
     """The `Rule` of an optimizer's name. Raises ValueError for another name."""
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}")
-    return OPTIMIZERS[optimizer]
+    return OPTIMIZERS[pick("optimizer", optimizer, OPTIMIZERS)]
 
 
 def buffers(optimizer, momentum=0.9, betas=(0.9, 0.999)):
@@ -65,10 +65,7 @@ def decay(optimizer, lr, weight_decay, *, momentum=0.9, decoupled=False):
     Only "momentum" with decoupled=False has a pull. Arrays broadcast. Raises ValueError where the optimizer is unknown
     and where one step's decay removes the whole weight or more (lr weight_decay >= 1, after the factors of SGDP, AdamP).
     """
-    kind, beta = rule(optimizer), buffers(optimizer, momentum)[0]
-    shrinkage = lr * weight_decay * (WD_RATIO if kind.tangent else 1.0)
-    if optimizer == "sgdp":
-        shrinkage = shrinkage / (1 - beta)
+    shrinkage = _shrinkage(optimizer, lr, weight_decay, momentum)
     if np.any(np.asarray(shrinkage) >= 1):
         raise ValueError(
             f"a step of {optimizer} would shrink the weight by {np.max(shrinkage):g} of its length, which must be less "
@@ -77,6 +74,12 @@ def decay(optimizer, lr, weight_decay, *, momentum=0.9, decoupled=False):
     if optimizer == "momentum" and not decoupled:
         return weight_decay, 1.0
     return 0.0, 1.0 - shrinkage
+
+
+def _shrinkage(optimizer, lr, weight_decay, momentum):
+    if not rule(optimizer).tangent:
+        return lr * weight_decay
+    return lr * weight_decay * WD_RATIO / (1 - momentum if optimizer == "sgdp" else 1)
 
 
 # ---- growth ---------------------------------------------------------------------------------------------------------
@@ -110,8 +113,7 @@ def norm_growth(
     Raises ValueError for unknown names, numbers out of range, steps < 0, overflow.
     """
     kind, (beta, fresh, beta2) = rule(optimizer), buffers(optimizer, momentum, betas)
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
-        raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
+    count("steps", steps, 0)
     lr, grad_norm, radius = (_positive(*x) for x in (("lr", lr), ("grad_norm", grad_norm), ("radius", radius)))
     pull, shrink = decay(
         optimizer, lr, _positive("weight_decay", weight_decay, 0.0), momentum=momentum, decoupled=decoupled
@@ -192,10 +194,10 @@ def equilibrium_norm(
     momentum or beta outside [0, 1), a step that shrinks w by all its length, Adam without dim.
     """
     grad_norm = _positive("grad_norm", grad_norm)
-    if rule(optimizer).adaptive:
-        grad_norm = math.sqrt(_dimension(dim))
     size, _ = _equilibrium(optimizer, lr, weight_decay, momentum, betas, decoupled)
-    return _plain((np.sqrt(size) * grad_norm) ** (1.0 if rule(optimizer).adaptive else 0.5))
+    if rule(optimizer).adaptive:
+        return _plain(np.sqrt(size * _dimension(dim)))
+    return _plain(np.sqrt(np.sqrt(size) * grad_norm))
 
 
 def equilibrium_angle(lr, weight_decay, *, optimizer="sgd", momentum=0.9, betas=(0.9, 0.999), decoupled=False):
@@ -233,8 +235,8 @@ def _equilibrium(optimizer, lr, weight_decay, momentum, betas, decoupled):
     """(||w||^4 / grad_norm^2, or ||w||^2 / dim for Adam; 1 - cos of the angle)."""
     kind = rule(optimizer)
     lr, weight_decay, b, beta2 = _balanced(optimizer, lr, weight_decay, momentum, betas)
-    pull, s = decay(optimizer, lr, weight_decay, momentum=momentum, decoupled=decoupled)
-    x = 1 - s if optimizer != "momentum" or decoupled else lr * pull
+    _, s = decay(optimizer, lr, weight_decay, momentum=momentum, decoupled=decoupled)
+    x = _shrinkage(optimizer, lr, weight_decay, momentum)
     if optimizer == "momentum" and not decoupled:
         return lr**2 * (1 + b) / ((1 - b) * x * (2 + 2 * b - x)), x / (1 + b)
     lost = x * (2 - x)  # 1 - s^2 without cancellation
@@ -266,7 +268,7 @@ def _update_covariance(b, beta2):
 
 
 def _divisor_noise(b, beta2, s, tangent):
-    """Factor by which the noise of Adam's divisor changes ||w||^2; a projected step sums no covariances over lags."""
+    """Factor by which the noise of Adam's divisor changes ||w||^2; for AdamP's projected step only its own variance counts."""
     steady, fading = _update_covariance(b, beta2)
     if tangent:
         return (steady + fading) * (1 + b) / (1 - b)
