@@ -20,7 +20,7 @@ def effective_lr(lr, w, *, optimizer="sgd", axis=None):
     if isinstance(lr, bool) or not isinstance(lr, int | float | np.number) or not 0 <= lr < math.inf:
         raise ValueError(f"lr must be a finite number >= 0, got {lr!r}")
     kind, xp = rule(optimizer), namespace(w)
-    w = xp.astype(finite("w", w), xp.float64, copy=False)
+    w = xp.astype(finite("w", _detached(w)), xp.float64, copy=False)
     largest = xp.max(xp.abs(w))
     largest = largest if largest > 0 else 1.0  # squares of it neither overflow nor vanish
     norm = xp.sqrt(xp.sum((w / largest) ** 2, axis=axis))
@@ -75,7 +75,11 @@ def heavy_ball_growth(w, steps, lr, momentum):
 def _vector(name, x):
     """`x` (NumPy or torch) as one float64 vector."""
     namespace(x)
-    return np.asarray(finite(name, x.detach() if hasattr(x, "detach") else x), dtype=np.float64).reshape(-1)
+    return np.asarray(finite(name, _detached(x)), dtype=np.float64).reshape(-1)
+
+
+def _detached(x):
+    return x.detach() if hasattr(x, "detach") else x
 
 
 def _nonzero(w):
