@@ -37,6 +37,7 @@ OPTIMIZERS = {
     "adam": lambda params, **options: torch.optim.AdamW(params, fused=True, **options),
     "adamp": lambda params, **options: AdamP(params, **options),
 }
+MEASURED = ("norms", "elr", "angle", "gradient")
 SCHEDULES = ("constant", "linear", "copied")
 
 
@@ -99,11 +100,14 @@ class Learner:
     Only matrices decay; biases, gains and offsets do not. adam is AdamW and decays the weight itself; sgd and momentum
     add weight_decay w to the gradient, as torch does. gains: see `NormalizeAndProject`, which also holds the matrices
     of a net without norms, where it does change the function. copied: lengths of the matrices at each step of another
-    run, whose effective learning rates they get.
+    run, whose effective learning rates they get. head_lr: of all that is no hidden matrix, if it is to be another one.
     """
 
-    def __init__(self, model, optimizer, lr, weight_decay=0.0, *, project=False, gains="project", copied=None):
+    def __init__(
+        self, model, optimizer, lr, weight_decay=0.0, *, project=False, gains="project", copied=None, head_lr=None
+    ):
         self.model, self.name, self.lr, self.matrices = model, optimizer, lr, model.matrices()
+        self.head_lr = head_lr
         self.hold = NormalizeAndProject(model, groups=[Group(name) for name in self.matrices], gains=gains)
         *matrices, rest = self.hold.parameter_groups(lr, weight_decay=weight_decay)
         head = {**rest, "params": [p for p in rest["params"] if p.ndim > 1]}
@@ -116,7 +120,7 @@ class Learner:
     def set_lr(self, lr):
         """The learning rate of the next step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] = lr
+            group["lr"] = group["base_lr"] = lr if group["nap"] or self.head_lr is None else self.head_lr
         if self.copied is not None:
             self.hold.follow(self.optimizer, next(self.copied), power=1 if rule(self.name).adaptive else 2)
 
@@ -168,7 +172,7 @@ def train(
     elr, angle, gradient, diverged, done}; the last has the `model` too. norms, elr (lr over norm, squared for sgd,
     momentum and sgdp), angle (radians by which the last step turned the matrix; nan before the first) and gradient
     (norm it would have at weight norm 1) are dicts by the name of each hidden matrix. A loss that is not finite ends
-    the run with diverged=True.
+    the run with diverged=True, None for the dicts and nan for accuracy.
 
     schedule: "constant", "linear" (from lr down to 0), or "copied": the same run is made first without projection, and
     then the norms are held and each matrix gets the effective learning rates of that first run. For sgd both have the
@@ -190,11 +194,11 @@ def train(
     hold = {"project": project, "gains": gains or ("free" if schedule == "copied" else "project")}
     net = {"norm": norm, "layers": layers, "width": width, "seed": seed, "dtype": dtype}
     Learner(Net(**net), optimizer, lr, **hold)  # arguments are checked at the call, not at the first step
-    run = {"steps": steps, "every": every, "batches": lambda: _batches(steps, batch, label_noise, seed, dtype)}
+    run = {"steps": steps, "every": every, "batches": lambda: batches(steps, batch, label_noise, seed, dtype)}
     return _train(net, (optimizer, lr, weight_decay), schedule, hold, run)
 
 
-def _batches(steps, batch, label_noise, seed, dtype):
+def batches(steps, batch, label_noise, seed, dtype):
     """(images, labels) of each step and of the last look."""
     x, y, *_ = data(dtype)
     draws = generator(seed, "batches")
@@ -208,8 +212,9 @@ def _train(net, options, schedule, hold, run):
     norms = None
     if schedule == "copied":
         norms = []
-        for _ in _steps(Learner(Net(**net), *options), "constant", run, keep=norms):
-            pass
+        *_, last = _steps(Learner(Net(**net), *options), "constant", run, keep=norms)
+        if last["diverged"]:
+            raise ValueError(f"the run to copy diverged at step {last['step']}: lower lr, which is {options[1]:g}")
     learner = Learner(Net(**net), *options, **hold, copied=norms)
     yield from _steps(learner, schedule, run)
 
@@ -227,7 +232,8 @@ def _steps(learner, schedule, run, keep=None):
         if step % every == 0 or last or diverged:
             done = last or diverged
             report = {"step": step, "steps": steps, "loss": value, "diverged": diverged, "done": done}
-            report |= {"accuracy": accuracy(model, test_x, test_y), **_look(learner, loss, before)}
+            report["accuracy"] = math.nan if diverged else accuracy(model, test_x, test_y)
+            report |= dict.fromkeys(MEASURED) if diverged else _look(learner, loss, before)
             yield {**report, "model": model} if done else report
             if done:
                 return
@@ -237,7 +243,7 @@ def _steps(learner, schedule, run, keep=None):
 
 
 def _look(learner, loss, before):
-    """norms, elr, angle, gradient: dicts by the name of each hidden matrix."""
+    """What is MEASURED: dicts by the name of each hidden matrix."""
     norms = learner.norms()
     gradients = torch.autograd.grad(loss, list(learner.matrices.values()), retain_graph=True)
     return {
