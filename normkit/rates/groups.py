@@ -206,13 +206,12 @@ class _Test:
 
         Attention has many: what reaches the residual stream through V and the projection doubles with either.
         """
-        taken = [name for g in others for name in g.names]
+        taken = {name for g in others for name in g.names}
         whole = [set(g.names) for g in others if len(g.index) == g.parts]
-        found = [
-            tuple(names[c] for c in columns)
-            for columns in null_vectors(differences(self.trials, names), self.tolerance)
-        ]
-        found.sort(key=lambda members: (sum(n in taken for n in members), len(members)))
+        vectors = [c for c, name in enumerate(names) if len(self.radial.shape(name)) == 1]
+        found = null_vectors(differences(self.trials, names), self.tolerance, vectors)
+        found.sort(key=lambda s: (sum(names[c] in taken for c in s), len(s), len({*vectors} & {*s}), -sum(s)))
+        found = [tuple(names[c] for c in columns) for columns in found]
         kept, matrices = [], set()
         for members in found:
             own = {name for name in members if len(self.radial.shape(name)) > 1}

@@ -8,7 +8,7 @@ import torch
 from normkit.rng import stream
 
 COTANGENTS = 4  # at each point; an ordinary weight passes eight tests at a tolerance of 0.02 once in 10^13 times
-STEP = 3e-4  # of log |w| in a difference: as large an error, and no larger one where a norm layer works in float32
+STEP = 1e-3  # of log |w| in central differences: errors of 1e-6, and 1e-4 where a norm layer works in float32
 ENTRIES = 4096  # of the outputs that a difference is looked at
 ROWS = 4  # equations for each tensor, before a null space means something
 
@@ -93,33 +93,41 @@ def differences(trials, names):
 
 
 def _differences(trial, names):
-    base = trial.base.detach()
-    pick = np.linspace(0, base.numel() - 1, min(base.numel(), ENTRIES)).astype(int)
+    size = trial.base.numel()
+    pick = np.linspace(0, size - 1, min(size, ENTRIES)).astype(int)
     columns = np.empty((len(pick), len(names)))
     for column, name in enumerate(names):
-        moved = trial.outputs_at({name: trial.parameters[name].detach() * (1 + STEP)})
-        columns[:, column] = ((moved - base)[pick] / STEP).cpu().numpy()
+        w = trial.parameters[name].detach()
+        up, down = (trial.outputs_at({name: w * (1 + step)}) for step in (STEP, -STEP))
+        columns[:, column] = ((up - down)[pick] / (2 * STEP)).cpu().numpy()
     return columns
 
 
-def null_vectors(columns, tolerance):
+def null_vectors(columns, tolerance, vectors=()):
     """Sets of columns of a matrix (list of index tuples) that add up to nothing: 0/1 vectors in its null space.
 
-    columns: (rows, n). Minimal sets only. A basis of the null space in reduced row echelon form shows them, after one
-    or two of its rows are added where an entry is -1; it is taken from the left and from the right, and at
-    several thresholds, for what is zero to rounding and for what is zero up to a norm layer's eps.
+    columns: (rows, n); columns of zeros are left out. Minimal sets only. A basis of the null space in reduced row
+    echelon form shows them, after one or two of its rows are added where an entry is -1. What is no pivot is likelier
+    to be in the sets, so it is taken from the left, from the right, and with the columns in `vectors` first (the last
+    matrices stay); and at several thresholds, for what is zero to rounding and what is zero up to a norm layer's eps.
     """
     size = np.linalg.norm(columns, axis=0)
-    if columns.shape[1] < 2 or not (size > 0).all():
+    used = np.flatnonzero(size > 0)
+    if len(used) < len(size):
+        place = {int(c): i for i, c in enumerate(used)}
+        sets = null_vectors(columns[:, used], tolerance, [place[c] for c in vectors if c in place])
+        return [tuple(int(used[c]) for c in s) for s in sets]
+    if len(size) < 2:
         return []
     _, singular, right = np.linalg.svd(columns / size, full_matrices=True)
     singular = np.pad(singular, (0, len(right) - len(singular)))
-    found = set()
-    for threshold in (tolerance / 20, tolerance / 4, tolerance):
+    found, every = set(), list(range(len(size)))
+    for threshold in (tolerance / 100, tolerance / 10, tolerance):
         basis = right[singular < threshold] / size
         if len(basis):
-            for order in (slice(None), slice(None, None, -1)):
-                rows = _echelon(basis[:, order])[:, order]
+            for order in (every, every[::-1], [*vectors, *sorted(set(every) - set(vectors))]):
+                rows = np.empty_like(basis)
+                rows[:, order] = _echelon(basis[:, order])
                 found |= {tuple(np.flatnonzero(z)) for z in _zero_one(rows)}
     found = [s for s in found if np.linalg.norm(columns[:, s].sum(1)) < tolerance * np.linalg.norm(size[list(s)])]
     return sorted((s for s in found if not any(set(o) < set(s) for o in found)), key=lambda s: (len(s), s))
@@ -140,7 +148,7 @@ def _echelon(basis):
         others = np.arange(len(rows)) != done
         rows[others] -= rows[others, column, None] * rows[done]
         done += 1
-    return rows[:done]
+    return rows
 
 
 def _zero_one(rows, slack=0.1):
