@@ -23,7 +23,7 @@ __all__ = ["Hypernetwork", "ToyRun", "encode", "train_toy"]
 
 
 def encode(z):
-    """[cos(pi z / 2), sin(pi z / 2)]: z (..., k) in [0, 1] -> (..., 2k), of norm sqrt(k) for every z (section 4).
+    """[cos(pi z / 2), sin(pi z / 2)]: z (..., k) in [0, 1] -> (..., 2k), of norm sqrt(k) for every z.
 
     Raises ValueError for entries outside [0, 1], where different z would share a code, and non-finite ones.
     """

@@ -29,7 +29,7 @@ def layer(x):
 
 
 def radial_test(w, g, delta, eps, view):
-    """Boolean scalar tensor: |cos(g, w)| < delta / sqrt(m) in every row of the view (eq. 11 of the paper)."""
+    """Boolean scalar tensor: |cos(g, w)| < delta / sqrt(m) in every row of the view (m numbers each)."""
     cosine = cosine_similarity(view(g), view(w), dim=1, eps=eps).abs()
     return cosine.max() < delta / math.sqrt(view(w).shape[1])
 

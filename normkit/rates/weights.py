@@ -74,7 +74,7 @@ def _direction(v, g):
 
 
 def weight_standardization(w, eps=1e-5):
-    """(w - mean) / (std + eps), row by row (eq. 7): w (n, ...) -> (n, ...), rows of mean 0 and standard deviation 1.
+    """(w - mean) / (std + eps), row by row: w (n, ...) -> (n, ...), rows of mean 0 and standard deviation 1.
 
     As in the released code the deviation divides by m - 1, m = fan-in, and eps stands outside the root.
     Raises ValueError for fewer than two axes, a fan-in of 1, rows of equal numbers, non-finite entries, eps < 0.

@@ -152,6 +152,15 @@ def test_fit_learns_repeats_and_tests_on_what_it_has_not_seen():
     assert few.growth == 0  # the optimizer had another net's weights
 
 
+def test_batchnorm_is_tested_with_its_running_statistics():
+    net = claims_weights.make_net("bn", 3)
+    run = claims_weights.fit(net, torch.optim.SGD(net.parameters(), lr=0.03), 3, 20, batch=2)
+    _, _, test_x, test_y = data()
+    with torch.no_grad():
+        assert run.test == nn.functional.cross_entropy(net.eval()(test_x), test_y).item()
+        assert run.test != nn.functional.cross_entropy(net.train()(test_x), test_y).item()
+
+
 def test_nets_have_the_norms_and_the_weights_that_their_names_say():
     kinds = {kind: claims_weights.make_net(kind, 5) for kind in ("bn", "gn", "ws+gn")}
     assert {kind: type(net.norms[1]) for kind, net in kinds.items()} == {
