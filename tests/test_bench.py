@@ -104,6 +104,8 @@ def test_the_cases_that_must_be_there():
     names = {c.name for c in bench_cases.cases()}
     sizes = ("32x64", "64x1024", "65536x1024")
     assert names >= {f"{kind}_{size}" for kind in ("layer_norm", "rms_norm") for size in sizes}
+    assert names >= {"project_rows_65536x1024", "project_matrix_4096x4096"}
+    assert names >= {"spherical_walk", "spherical_slider", "equilibrium_grid"}
     assert names >= {"depth_theory", "depth_band", "depth_nets", "import", "first_result"}
 
 
@@ -119,9 +121,40 @@ def test_a_small_norm_case_times_every_variant_but_the_compiler(kind):
     ).keys()
 
 
-@pytest.mark.parametrize("setup", [bench_cases.depth_theory, bench_cases.depth_band])
-def test_depth_cases_pass_their_check(setup):
-    results = bench.run(cases=[Case("depth", "", setup)], rounds=1)
+@pytest.mark.parametrize("kind", ["project", "project_rows"])
+def test_a_small_projection_case_times_every_variant_but_the_compiler(kind):
+    work = bench_cases.projection(kind, 4, 8)
+    work.variants.pop("torch.compile", None)
+    norms = np.linalg.norm(work.reference, axis=-1 if kind == "project_rows" else None)
+    np.testing.assert_allclose(norms, 1, rtol=1e-14)
+    small = Work(work.variants, work.reference, work.floors)
+    results = bench.run(cases=[Case(kind, "", lambda: small)], rounds=2)
+    assert not [r for r in results if r.refused]
+    timed = {"normkit", "normkit, new output", "normkit, other output", "numpy", "torch", "torch, float64 norm"}
+    assert timed | {"torch, warm memory", "row copy", "numpy.copyto"} <= by_name(results).keys()
+    assert ("read and copy" in work.floors) == (kind == "project")
+
+
+def test_the_walk_is_checked_against_numpy_and_a_wrong_one_is_refused():
+    work = bench_cases.spherical_walk(rows=3, dim=32, steps=20)
+    assert work.reference.shape == (3, 20)
+    results = by_name(bench.run(cases=[Case("walk", "", lambda: work)], rounds=1))
+    assert results["normkit"].refused is None and results["numpy"].error == 0
+    wrong = Work({"normkit": lambda: work.variants["normkit"]() * (1 + 1e-8)}, work.reference, tolerance=work.tolerance)
+    assert "exceeds" in bench.run(cases=[Case("off", "", lambda: wrong)], rounds=1)[0].refused
+
+
+SIMULATED = [
+    bench_cases.depth_theory,
+    bench_cases.depth_band,
+    bench_cases.spherical_slider,
+    bench_cases.equilibrium_grid,
+]
+
+
+@pytest.mark.parametrize("setup", SIMULATED)
+def test_simulated_cases_lie_on_their_laws(setup):
+    results = bench.run(cases=[Case("simulated", "", setup)], rounds=1)
     assert not [r for r in results if r.refused]
 
 
