@@ -52,9 +52,9 @@ class MuonPP(torch.optim.Optimizer):
         for p in group["params"]:
             if not p.dtype.is_floating_point:
                 raise TypeError(f"MuonPP needs real floating parameters, got one of {p.dtype}")
-            if p.ndim < 2:
+            if p.ndim < 2 or p.numel() == 0:
                 raise ValueError(
-                    f"MuonPP is for matrices, got a parameter of shape {tuple(p.shape)}; "
+                    f"MuonPP is for matrices that are not empty, got a parameter of shape {tuple(p.shape)}; "
                     "give biases and gains to another optimizer, e.g. torch.optim.AdamW"
                 )
 

@@ -32,7 +32,8 @@ def spectral_norm(w):
 
     Raises ValueError for fewer than two axes and non-finite entries, TypeError for what is no floating array.
     """
-    return namespace(w).linalg.matrix_norm(finite("w", _matrix(w)), ord=2)
+    xp = namespace(finite("w", _matrix(w)))
+    return xp.linalg.matrix_norm(xp.astype(w, xp.float32) if w.dtype.itemsize < 4 else w, ord=2)  # no SVD in half
 
 
 def spectral_condition(w, dw) -> Condition:

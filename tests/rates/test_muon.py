@@ -84,6 +84,8 @@ def test_vectors_are_refused_with_advice_and_leave_the_optimizer_as_it_was():
     optimizer = MuonPP([weight(2, 2)])
     with pytest.raises(ValueError, match=r"shape \(3,\).*AdamW"):
         optimizer.add_param_group({"params": [weight(3)]})
+    with pytest.raises(ValueError, match="not empty"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(0, 3))]})
     assert len(optimizer.param_groups) == 1
 
 

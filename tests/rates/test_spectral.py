@@ -48,6 +48,16 @@ def test_torch_gives_the_same(shape):
     assert newton_schulz(t.float()).dtype == torch.float32
 
 
+def test_half_precision():
+    torch = pytest.importorskip("torch")
+    w = normal(6, 4).astype(np.float16)
+    assert float(spectral_norm(w)) == pytest.approx(float(spectral_norm(w.astype(float))), rel=1e-6)
+    t = torch.from_numpy(w).bfloat16()
+    assert float(spectral_norm(t)) == pytest.approx(float(spectral_norm(t.double())), rel=1e-6)
+    # eight bits a number, fifteen products
+    np.testing.assert_allclose(newton_schulz(t).double(), newton_schulz(t.double()), atol=0.1)
+
+
 def test_the_condition_of_known_matrices():
     w, dw = 2 * np.eye(4, 9), np.zeros((4, 9))
     dw[1, 2] = -0.3
