@@ -46,8 +46,7 @@ const decoded = ({ layout, data }) => ({ layout, data: data.map((t) => {
 }) });
 
 const plain = (text) => text.replace(/<\/?\w+>/g, "");
-const place = (axis, v) => (axis.type === "log" ? Math.log10(v) : v);
-const share = (axis, v) => (place(axis, v) - axis.range[0]) / (axis.range[1] - axis.range[0]);
+const share = ({ type, range: [lo, hi] }, v) => ((type === "log" ? Math.log10(v) : v) - lo) / (hi - lo);
 
 // The figure for a width in pixels, the same for both painters: panels keep apart, an equal-aspect panel widens, about its
 // middle, the range that is too short for its pixels (plotly's own rule for scaleanchor), and ticks that would touch are thinned.
@@ -80,8 +79,7 @@ function fitted({ layout, data }, width) {
     const need = key[0] === "x" ? 14 + 7 * Math.max(0, ...seen.map(([, text]) => plain(text).length)) : 22;
     const every = Math.ceil(need * seen.length / length), zero = Math.max(0, seen.findIndex(([v]) => v === 0));
     const kept = seen.filter((_, i) => (i - zero) % every === 0);
-    axis.tickvals = kept.map(([v]) => v);
-    axis.ticktext = kept.map(([, text]) => text);
+    [axis.tickvals, axis.ticktext] = [0, 1].map((k) => kept.map((tick) => tick[k]));
   }
   return { layout: fit, data };
 }
@@ -113,8 +111,7 @@ function stroke(ctx, path, line) {
 }
 
 function dots(ctx, path, { marker: { color, symbol, line } }) {
-  ctx.fillStyle = color;
-  if (!symbol.endsWith("-open")) ctx.fill(path);
+  if (!symbol.endsWith("-open")) { ctx.fillStyle = color; ctx.fill(path); }
   stroke(ctx, path, { ...line, dash: "solid" });
 }
 
@@ -132,8 +129,7 @@ function tickText(ctx, text, x, y) {
 }
 
 function colors({ colorscale }, count = 256) {
-  const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  const stops = colorscale.map(([, hex]) => rgb(hex)), last = stops.length - 1;
+  const stops = colorscale.map(([, hex]) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16))), last = stops.length - 1;
   return Array.from({ length: count }, (_, i) => {
     const at = i / (count - 1) * last, k = Math.min(last - 1, Math.floor(at));
     return `rgb(${stops[k].map((v, c) => Math.round(v + (at - k) * (stops[k + 1][c] - v)))})`;
