@@ -177,13 +177,14 @@ def _run(w, radius, out, n):
     if shared and x.ctypes.data != target.ctypes.data:
         x = x.copy()  # overlapping, but shifted: entries would be overwritten before they are read
     stream = 2 * w.nbytes >= BEYOND_CACHE
-    with compute_lock:
-        if w.size < PARALLEL:
-            good = (_whole_serial if n is None else _rows_serial)(x, radius, target)
-        elif n is None:
-            good = _whole_parallel(x, radius, target, stream)
-        else:
-            good = _rows_parallel(x, radius, target, max(1, _TASK // n), stream)
+    if w.size < PARALLEL:
+        good = (_whole_serial if n is None else _rows_serial)(x, radius, target)
+    else:
+        with compute_lock:
+            if n is None:
+                good = _whole_parallel(x, radius, target, stream)
+            else:
+                good = _rows_parallel(x, radius, target, max(1, _TASK // n), stream)
     return y if good else NotImplemented
 
 
@@ -275,7 +276,10 @@ def _walk_parallel(w, p, square, noise, first, lr, pull, shrink, model, norm, an
 
 def walk(w, p, square, noise, first, lr, pull, shrink, model, out):
     """experiment.walk for float64 arrays."""
-    small = w.size * noise.shape[1] < WALK_PARALLEL
-    with compute_lock:
-        (_walk_serial if small else _walk_parallel)(w, p, square, noise, first, lr, pull, shrink, tuple(model), *out)
+    arguments = (w, p, square, noise, first, lr, pull, shrink, tuple(model), *out)
+    if w.size * noise.shape[1] < WALK_PARALLEL:
+        _walk_serial(*arguments)
+    else:
+        with compute_lock:
+            _walk_parallel(*arguments)
     return out

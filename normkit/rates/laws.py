@@ -85,7 +85,7 @@ def _shrinkage(optimizer, lr, weight_decay, momentum):
 # ---- growth ---------------------------------------------------------------------------------------------------------
 
 
-def norm_growth(
+def trajectory(
     optimizer,
     steps,
     *,
@@ -97,8 +97,9 @@ def norm_growth(
     momentum=0.9,
     betas=(0.9, 0.999),
     decoupled=False,
+    project=False,
 ):
-    """Norm of the weight after 0, ..., steps steps from norm `radius`; (steps+1,) float64.
+    """Norm of the weight after 0, ..., steps steps from norm `radius`, (steps+1,), and each step's angle in radians, (steps,).
 
     The exact recursion of the second moments, hence good at any lr. Without decay and once the memory of the buffers is
     small against the time the norm takes to grow, it is
@@ -109,7 +110,9 @@ def norm_growth(
 
     so that SGD's norm grows as t^(1/4), Adam's as t^(1/2): `norm_exponent`. Adam's mean square lags behind while
     gradients shrink, and is a noisy divisor: the recursion knows the lag, the noise to first order in 1 - beta2 (as
-    `equilibrium_norm`). dim: number of entries, needed by "adam" and "adamp", whose step has norm lr sqrt(dim).
+    `equilibrium_norm`). At the start, when the divisor is made of a few squares, it is off by some per cent; by up to 20
+    where a first step is several times as long as the weight. dim: number of entries, needed by "adam" and "adamp", whose step has norm lr sqrt(dim).
+    project=True puts the weight back to `radius` after each step (Normalize-and-Project, 2407.01800).
     Raises ValueError for unknown names, numbers out of range, steps < 0, overflow.
     """
     kind, (beta, fresh, beta2) = rule(optimizer), buffers(optimizer, momentum, betas)
@@ -120,8 +123,7 @@ def norm_growth(
     )
     noise = math.sqrt(_divisor_noise(beta, beta2, shrink, kind.tangent) * _dimension(dim)) if kind.adaptive else 1.0
     ww, wp, pp, square, step = radius * radius, 0.0, 0.0, 0.0, lr
-    out = np.empty(steps + 1)
-    out[0] = ww
+    sizes, angles = np.full(steps + 1, ww), np.empty(steps)
     for t in range(1, steps + 1):
         gg = grad_norm * grad_norm / ww
         pp = beta * beta * pp + fresh * fresh * gg + pull * (pull * ww + 2 * beta * wp)
@@ -134,11 +136,20 @@ def norm_growth(
             moved, along = pp - wp * wp / ww, 0.0
             if not kind.adaptive:  # SGDP's buffer is projected in place
                 pp, wp = moved, 0.0
+        ahead, aside = shrink * ww - step * along, step * math.sqrt(max(0.0, moved * ww - along * along))
+        angles[t - 1] = math.atan2(aside, ahead)  # both times ||w||
         ww, wp = shrink * shrink * ww - 2 * shrink * step * along + step * step * moved, shrink * wp - step * moved
         if not 1e-200 < ww < 1e200:
             raise ValueError(f"the norm leaves float64's range at step {t}: lower lr or start from a larger radius")
-        out[t] = ww
-    return np.sqrt(out)
+        if project:
+            ww, wp = radius * radius, wp * radius / math.sqrt(ww)
+        sizes[t] = ww
+    return np.sqrt(sizes), angles
+
+
+def norm_growth(optimizer, steps, *, lr, **options):
+    """Norm of the weight after 0, ..., steps steps, (steps+1,): the first half of `trajectory`, with its options."""
+    return trajectory(optimizer, steps, lr=lr, **options)[0]
 
 
 def elr(optimizer, steps, *, lr, **options):

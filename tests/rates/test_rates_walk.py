@@ -129,6 +129,37 @@ def test_a_signal_alone_is_gradient_descent_on_the_cosine():
     assert noisy.cosine[:, -1].mean() > 0.8 > np.abs(noisy.cosine[:, 0]).mean()
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("sgd", {}), ("momentum", {"momentum": 0.8}), ("adam", {"betas": (0.8, 0.95)}), ("sgdp", {}), ("adamp", {})],
+)
+def test_steps_are_those_of_torch_s_and_the_kit_s_optimizers(optimizer, options):
+    torch = pytest.importorskip("torch")
+    from normkit.rates.optimizers import SGDP, AdamP
+
+    dim, steps, lr, wd = 10, 60, 0.1, 0.3
+    walk = spherical_walk(
+        optimizer, lr=lr, weight_decay=wd, dim=dim, steps=steps, seeds=1, grad_norm=2.0, keep_path=True, **options
+    )
+    noise = experiment._noise(0, 0, 0, experiment.BLOCK // dim, dim).astype(np.float64)
+    w = torch.nn.Parameter(torch.from_numpy(walk.path[:1].copy()))  # one row: a matrix, as SGDP and AdamP want it
+    rule = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=lr, weight_decay=wd),
+        "momentum": lambda p: torch.optim.SGD(p, lr=lr, weight_decay=wd, **options),
+        "adam": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=wd, **options),
+        "sgdp": lambda p: SGDP(p, lr=lr, momentum=0.9, weight_decay=wd),
+        "adamp": lambda p: AdamP(p, lr=lr, weight_decay=wd),
+    }[optimizer]([w])
+    for t in range(steps):
+        unit = w.detach() / w.detach().norm()
+        z = torch.from_numpy(noise[t : t + 1])
+        w.grad = 2.0 * (z - unit * (unit * z).sum()) / (dim - 1) ** 0.5 / w.detach().norm()
+        rule.step()
+        np.testing.assert_allclose(
+            w.detach()[0], walk.path[t + 1], rtol=1e-6, atol=1e-6
+        )  # released eps in w/(||w|| + eps)
+
+
 def test_adamp_takes_tangent_steps():
     lr = 0.1
     walk = spherical_walk("adamp", lr=lr, steps=200, dim=20, seeds=1, keep_path=True)
