@@ -25,8 +25,9 @@ class ChannelRMSNorm(nn.Module):
 
 
 def is_norm(module) -> bool:
-    """Is it a normalization layer, torch's or another's, by its class' name (LlamaRMSNorm, BatchNorm2d, ...)?"""
-    return "norm" in type(module).__name__.lower() and not list(module.children())
+    """Is it a normalization layer, torch's or another's, by its class' name (LlamaRMSNorm) and its vectors?"""
+    named = "norm" in type(module).__name__.lower() and not list(module.children())
+    return named and (isinstance(module, nn.LayerNorm) or all(p.ndim < 2 for p in module.parameters()))
 
 
 def insert_norms(model, kind, inputs=None, seed=0) -> list[str]:

@@ -32,14 +32,12 @@ class NormalizeAndProject:
     """
 
     def __init__(
-        self, model, *, normalize="as_is", every=1, gains="project", gain_decay=None, groups=None, inputs=None, seed=0
+        self, model, *, normalize="as_is", every=1, gains="project", gain_decay=1e-3, groups=None, inputs=None, seed=0
     ):
         count("every", every)
         pick("gains", gains, ("project", "decay", "free"))
-        if (gain_decay is None) == (gains == "decay") or not 0 <= (gain_decay or 0) <= 1:
-            raise ValueError(
-                f"gain_decay, a fraction in [0, 1], goes with gains='decay'; got {gains!r}, {gain_decay!r}"
-            )
+        if not 0 <= gain_decay <= 1:
+            raise ValueError(f"gain_decay is the fraction that goes per projection, in [0, 1], got {gain_decay}")
         self.inserted = [] if normalize == "as_is" else insert_norms(model, normalize, inputs, seed)
         self.model, self.every, self.gains, self.gain_decay = model, every, gains, gain_decay
         self._parameters = dict(model.named_parameters())
@@ -47,7 +45,7 @@ class NormalizeAndProject:
         self._gains = []  # [gamma] or [gamma, beta] of each norm layer
         for module in filter(is_norm, model.modules()):
             affine = [getattr(module, key, None) for key in ("weight", "bias")]
-            affine = [p for p in affine if isinstance(p, nn.Parameter) and id(p) in names]
+            affine = [p for p in affine if isinstance(p, nn.Parameter)]
             self._gains += [affine] if affine else []
         gain_names = {names[id(p)] for affine in self._gains for p in affine}
         groups = scale_invariant_groups(model, inputs, seed=seed) if groups is None else list(groups)
