@@ -14,15 +14,21 @@ __version__ = "0.1.0"
 _LAZY = {
     "DepthLab": "normkit.depth.lab",
     "DepthTrainingLab": "normkit.depth.training_lab",
+    "EquilibriumLab": "normkit.rates.lab",
     "Lab": "normkit.lab",
+    "PlasticityLab": "normkit.rates.plasticity_lab",
     "Profile": "normkit.profile",
     "ProfileLab": "normkit.depth.profile_lab",
+    "RatesLab": "normkit.rates.lab",
+    "RatesTrainingLab": "normkit.rates.training_lab",
+    "WeightsLab": "normkit.rates.weights_lab",
     "ask": "normkit.lesson",
     "depth": "normkit.depth",
     "labs": "normkit.lab",
     "layers": "normkit.layers",
     "lesson": "normkit.lesson",
     "probe": "normkit.probing",
+    "rates": "normkit.rates",
 }
 __all__ = ["__version__", *_LAZY]
 

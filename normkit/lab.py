@@ -28,6 +28,11 @@ _LABS = {
     "DepthLab": "normkit.depth.lab",
     "DepthTrainingLab": "normkit.depth.training_lab",
     "ProfileLab": "normkit.depth.profile_lab",
+    "RatesLab": "normkit.rates.lab",
+    "EquilibriumLab": "normkit.rates.lab",
+    "RatesTrainingLab": "normkit.rates.training_lab",
+    "PlasticityLab": "normkit.rates.plasticity_lab",
+    "WeightsLab": "normkit.rates.weights_lab",
 }
 
 
@@ -81,6 +86,11 @@ class Lab:
     changes a field. A lab that takes long writes `stream` as well: (fraction done, result) pairs, shown as they come.
     Raises ValueError for a control that does not exist or a value outside its range.
     """
+
+    def __init_subclass__(cls):
+        taken = [name for name in vars(cls).get("__annotations__", ()) if hasattr(Lab, name)]
+        if taken:
+            raise TypeError(f"{cls.__name__}: a control cannot be called {taken[0]!r}, which every Lab has already")
 
     def __post_init__(self):
         for name, value in self.controls().items():

@@ -8,7 +8,7 @@ import pytest
 from toy_lab import ToyLab, ToyStream
 
 import normkit
-from normkit.lab import Lab, labs
+from normkit.lab import Lab, choice, labs
 from normkit.panel import Panel
 
 
@@ -260,3 +260,10 @@ def test_with_one_it_is_a_widget_and_a_fixed_text(monkeypatch):
 def test_a_lab_without_showing_loads_no_widgets():
     code = "import sys, normkit; normkit.DepthLab(layers=3, model='none').run(); print({'torch', 'plotly', 'ipywidgets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_control_may_not_hide_what_every_lab_has():
+    with pytest.raises(TypeError, match="cannot be called 'picture'"):
+
+        class Hiding(Lab):
+            picture: str = choice("a", "a", "b", label="Picture")

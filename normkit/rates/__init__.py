@@ -8,12 +8,39 @@ import importlib
 
 _LAZY = {
     "AdamP": "normkit.rates.optimizers",
+    "MuonPP": "normkit.rates.muon",
     "NormalizeAndProject": "normkit.rates.nap",
     "SGDP": "normkit.rates.optimizers",
     "effective_lr": "normkit.rates.elr",
+    "equilibrium_grid": "normkit.rates.experiment",
     "scale_invariant_groups": "normkit.rates.groups",
     "spherical_walk": "normkit.rates.experiment",
-    **dict.fromkeys(("claims", "elr", "experiment", "groups", "laws", "nap", "optimizers")),
+    **dict.fromkeys(
+        (
+            "claims",
+            "elr",
+            "experiment",
+            "groups",
+            "hypernetwork",
+            "lab",
+            "laws",
+            "longer",
+            "muon",
+            "nap",
+            "optimizers",
+            "perceptron",
+            "plasticity",
+            "plasticity_lab",
+            "projection",
+            "schedules",
+            "spectral",
+            "training",
+            "training_lab",
+            "weights",
+            "weights_lab",
+            "width",
+        )
+    ),
 }
 __all__ = sorted(_LAZY)
 

@@ -1,0 +1,85 @@
+"""The weights lab: which matrices of a real model are scale-invariant, and how far a step really turns them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from normkit.figures import Axes, Curve, style
+from normkit.lab import choice, slider
+from normkit.real_lab import RealModelLab, stored
+from normkit.rng import stream
+
+RANDOM, INVARIANT, OTHER = style(0), style(2), style(3)
+MODELS = ("peri", "pre", "MiniLM")
+BAND = (0.05, 0.95)
+RIGHT = {"norm": "‖W‖", "effective lr": "effective learning rate"}
+FLOOR = 1e-9  # a cosine that is 0 to rounding is drawn here: a log axis has no 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightsLab(RealModelLab):
+    """Inside a real model: which matrices could have any size, and how far a step turns them
+
+    Left: cosine between each matrix and its gradient, 0 where the size does not matter; the line and the dots with a band
+    are two random directions. Right: dots with a band are fresh matrices of the chosen standard deviation. `real` is a
+    Profile of your own model, from normkit.probe(model, batch, weights=True).
+    """
+
+    model: str = choice(
+        "peri", *MODELS, label="Real model", help="Peri-LN and Pre-LN: small, trained. MiniLM: Post-LN."
+    )
+    right: str = choice("norm", *RIGHT, label="Right", help="What the right panel shows.")
+    steps: str = choice("adam", "sgd", "adam", label="Steps", help="Adam's turn by lr / norm, SGD's by lr / norm².")
+    lr: float = slider(1e-3, 1.5625e-5, 0.512, step="x2", label="Learning rate", help="Doubles at each key.")
+    std: float = slider(0.02, 0.005, 0.32, step="x2", label="Fresh weights", help="Their standard deviation.")
+
+    def records(self) -> list[dict]:
+        """The measured weights: of the learner's model, or of the chosen stored one. ValueError for a profile without."""
+        profile = self.real or stored()[self.model if self.model == "MiniLM" else f"weights {self.model}"]
+        if not profile.weights:
+            raise ValueError(
+                f"{profile.name} holds no weights: probe it with normkit.probe(model, batch, weights=True)"
+            )
+        return [r for r in profile.weights if r["radial"] is not None]
+
+    def compute(self, quality):
+        """ "entries" (matrices,); simulated "cosine" and "norm" (3, matrices), mean and band, and their laws."""
+        n = np.array([np.prod(r["shape"]) for r in self.records()], dtype=float)
+        draws = stream(0, "weights lab", len(n))
+        samples = 2000 if quality == "exact" else 200
+        z, rest = draws.standard_normal((samples, len(n))), draws.chisquare(n - 1, (samples, len(n)))
+        cosine, norm = np.abs(z) / np.sqrt(z**2 + rest), self.std * np.sqrt(z**2 + rest)
+        return {
+            "entries": n,
+            "cosine": np.stack([cosine.mean(0), *np.quantile(cosine, BAND, axis=0)]),
+            "norm": np.stack([norm.mean(0), *np.quantile(norm, BAND, axis=0)]),
+            "cosine.theory": np.sqrt(2 / (np.pi * n)),
+            "norm.theory": self.std * np.sqrt(n),
+        }
+
+    def curves(self, result):
+        records = self.records()
+        index, power = np.arange(1, len(records) + 1), 1 if self.steps == "adam" else 2
+        rate = (lambda norm: self.lr / norm**power) if self.right == "effective lr" else lambda norm: norm
+        mean, lo, hi = result["norm"]
+        ends = (rate(hi), rate(lo)) if self.right == "effective lr" else (lo, hi)
+        curves = [
+            Curve("random", "theory", index, result["cosine.theory"], RANDOM),
+            Curve("random", "toy", index, *result["cosine"][:1], RANDOM, *result["cosine"][1:]),
+            Curve("random", "theory", index, rate(result["norm.theory"]), RANDOM, axes=1),
+            Curve("random", "toy", index, rate(mean), RANDOM, *ends, axes=1),
+        ]
+        for name, look, chosen in (("scale-invariant", INVARIANT, True), ("other", OTHER, False)):
+            mine = np.array([bool(r["invariant"]) == chosen for r in records])
+            if mine.any():
+                cosine = np.array([max(abs(r["radial"]), FLOOR) for r in records])[mine]
+                norm = np.array([r["norm"] for r in records])[mine]
+                curves.append(Curve(name, "real", index[mine], cosine, look))
+                curves.append(Curve(name, "real", index[mine], rate(norm), look, axes=1))
+        return curves
+
+    def axes(self):
+        return [
+            Axes("Along itself", "matrix", "|cos(W, gradient)|", log_y=True),
+            Axes(self.right.capitalize(), "matrix", RIGHT[self.right], log_y=True),
+        ]
