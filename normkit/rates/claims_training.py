@@ -11,17 +11,14 @@ import numpy as np
 from normkit.ledger import claim
 
 NAP = {"paper": "Normalize-and-Project", "arxiv": "2407.01800"}
-ADAM, ADAM_LOW, DIGITS, SGDM = (
-    ("gaussian", "adam", 1e-2),
-    ("gaussian", "adam", 1e-3),
-    ("digits", "adam", 1e-2),
-    ("gaussian", "momentum", 0.03),
-)
+ADAM, ADAM_LOW, DIGITS = ("gaussian", "adam", 1e-2), ("gaussian", "adam", 1e-3), ("digits", "adam", 1e-2)
+SGDM, SGDM_HIGH = ("gaussian", "momentum", 0.03), ("gaussian", "momentum", 0.1)
 NAMES = {
     ADAM: "Gaussian inputs, Adam 0.01",
     ADAM_LOW: "Gaussian inputs, Adam 0.001",
     DIGITS: "digits, Adam 0.01",
     SGDM: "Gaussian inputs, momentum 0.03",
+    SGDM_HIGH: "Gaussian inputs, momentum 0.1",
 }
 TASKS, STEPS = 15, 400
 STATIONARY = (("adam", 3e-3), ("adam", 3e-2), ("momentum", 3e-2), ("momentum", 0.3))
@@ -120,7 +117,7 @@ def layernorm_over_plain(seed):
     **NAP,
     id="layernorm-loses-plasticity",
     statement="LayerNorm alone does not prevent the loss of plasticity",
-    regimes=tuple(NAMES[s] for s in (ADAM, ADAM_LOW, DIGITS, SGDM)),
+    regimes=tuple(NAMES.values()),
     statistic="mean online accuracy, last 5 minus first 5 of 15 tasks",
     direction="<",
     threshold=0.0,
@@ -128,14 +125,14 @@ def layernorm_over_plain(seed):
     budget_s=20,
 )
 def layernorm_loses(seed):
-    return loss_of_plasticity("layernorm", (ADAM, ADAM_LOW, DIGITS, SGDM), seed)
+    return loss_of_plasticity("layernorm", NAMES, seed)
 
 
 @claim(
     **NAP,
     id="layernorm-elr-decays",
     statement="With LayerNorm the weights grow over the tasks, and the effective learning rate falls",
-    regimes=tuple(NAMES[s] for s in (ADAM, ADAM_LOW, DIGITS, SGDM)),
+    regimes=tuple(NAMES.values()),
     statistic="log ratio of the effective learning rate, after the last task over after the first",
     direction="<",
     threshold=0.0,
@@ -143,7 +140,7 @@ def layernorm_loses(seed):
     budget_s=20,
 )
 def layernorm_elr(seed):
-    runs = [stream("layernorm", setting, seed)[1] for setting in (ADAM, ADAM_LOW, DIGITS, SGDM)]
+    runs = [stream("layernorm", setting, seed)[1] for setting in NAMES]
     return [float(elr[-1] - elr[0]) for elr in runs]
 
 
@@ -151,7 +148,7 @@ def layernorm_elr(seed):
     **NAP,
     id="nap-keeps-plasticity",
     statement="With Normalize-and-Project the last tasks are learned as fast as the first ones",
-    regimes=tuple(NAMES[s] for s in (ADAM, ADAM_LOW, DIGITS, SGDM)),
+    regimes=tuple(NAMES.values()),
     statistic="log ratio of mean online accuracy, last 5 over first 5 of 15 tasks",
     direction="within",
     threshold=BAND,
@@ -159,7 +156,7 @@ def layernorm_elr(seed):
     budget_s=30,
 )
 def nap_keeps(seed):
-    runs = [thirds(stream("nap", setting, seed)[0]) for setting in (ADAM, ADAM_LOW, DIGITS, SGDM)]
+    runs = [thirds(stream("nap", setting, seed)[0]) for setting in NAMES]
     return [float(np.log(late / early)) for early, late in runs]
 
 
@@ -167,7 +164,7 @@ def nap_keeps(seed):
     **NAP,
     id="nap-more-plastic-than-layernorm",
     statement="Normalize-and-Project keeps more plasticity than LayerNorm alone",
-    regimes=tuple(NAMES[s] for s in (ADAM, ADAM_LOW, DIGITS, SGDM)),
+    regimes=tuple(NAMES.values()),
     statistic="mean online accuracy over the last 5 of 15 tasks, Normalize-and-Project minus LayerNorm",
     direction=">",
     threshold=0.0,
@@ -175,7 +172,7 @@ def nap_keeps(seed):
     budget_s=30,
 )
 def nap_over_layernorm(seed):
-    return late_gain("nap", "layernorm", (ADAM, ADAM_LOW, DIGITS, SGDM), seed)
+    return late_gain("nap", "layernorm", NAMES, seed)
 
 
 @claim(

@@ -47,8 +47,8 @@ def stream_of_tasks(
     Each is {task (0-based), tasks, step, steps, online, accuracy, norms, elr, dead, diverged, done}; with `every` there
     are reports every so many steps within a task too. online: accuracy on the batches so far in this task, each before
     its own step; accuracy: on all 256 inputs now; norms, elr: of each hidden matrix by name; dead: share of hidden
-    units that are 0 for every input. A loss that is not finite ends the stream with diverged=True,
-    None for the dicts and nan for accuracy and dead.
+    units that are 0 for every input. The last has the `model` too. A loss
+    that is not finite ends the stream with diverged=True, None for the dicts and nan for accuracy and dead.
 
     Arms: plain (ReLU net without norm), layernorm, nap (LayerNorm, and matrices held at their first norms),
     projection_only (held, without LayerNorm), weight_decay (LayerNorm, decay 0.1), adamp (LayerNorm with AdamP, or SGDP
@@ -64,13 +64,13 @@ def stream_of_tasks(
     positive("lr", lr)
     norm, project, decay, projecting = ARMS[arm]
     decay = decay if weight_decay is None else positive("weight_decay", weight_decay, zero=True)
-    for name, value in (("tasks", tasks), ("steps", steps), ("every", every or 1)):
+    for name, value in (("tasks", tasks), ("steps", steps), ("every", steps if every is None else every)):
         count(name, value)
     net = {"layers": layers, "width": width, "seed": seed}
     Net(norm, **net)  # arguments are checked at the call, not at the first step
     options = {"optimizer": OPTIMIZERS[optimizer] if projecting else optimizer, "lr": lr, "weight_decay": decay}
     run = {"tasks": tasks, "steps": steps, "inputs": inputs, "schedule": schedule, "seed": seed}
-    run["every"] = every or steps
+    run["every"] = steps if every is None else every
     return _stream(arm, lambda **more: Learner(Net(norm, **net), **options, **more), project, run)
 
 
@@ -104,8 +104,9 @@ def _learn(learner, run, keep=None):
                 diverged = not all(map(math.isfinite, (loss.item(), *learner.norms().values())))
                 report = {"task": task, "tasks": tasks, "step": step, "steps": steps, "diverged": diverged}
                 report |= {"online": right.item() / (step * BATCH), **_look(learner, x, labels, diverged)}
-                yield report | {"done": diverged or (last and task == tasks - 1)}
-                if diverged:
+                done = diverged or (last and task == tasks - 1)
+                yield report | ({"done": True, "model": learner.model} if done else {"done": False})
+                if done:
                     return
 
 
