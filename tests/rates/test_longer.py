@@ -87,8 +87,9 @@ def test_a_last_ghost_without_a_variance_is_refused():
 def test_refused_ghosts():
     with pytest.raises(ValueError, match="ghost_size must be at least 2"):
         GhostBatchNorm1d(3, 1)
-    with pytest.raises(ValueError, match="2D or 3D"):
-        GhostBatchNorm1d(3, 2)(torch.zeros(2, 3, 2, 2))
+    for shape in ((2, 3, 2, 2), (3,)):
+        with pytest.raises(ValueError, match="2D or 3D"):
+            GhostBatchNorm1d(3, 2)(torch.zeros(shape))
     assert "ghost_size=4" in repr(GhostBatchNorm2d(3, 4))
 
 
@@ -160,6 +161,21 @@ def test_the_first_step_has_the_length_of_lr_times_the_gradient():
     small, large = (train(100, updates=1, lr=lr, drops=()) for lr in (1e-3, 3e-3))
     assert large.distance[0] == pytest.approx(3 * small.distance[0], rel=1e-3)  # float32 weights of size 0.2
     assert 0 < small.distance[0] <= 1e-3 * 5 * (1 + 1e-3)  # the clip
+
+
+def test_gradients_are_clipped_at_five(monkeypatch):
+    norms, clip = [], nn.utils.clip_grad_norm_
+
+    def record(parameters, bound):
+        parameters = list(parameters)
+        clip(parameters, bound)
+        norms.append(torch.sqrt(sum(p.grad.square().sum() for p in parameters)).item())
+
+    monkeypatch.setattr(longer, "_net", lambda width, ghost, seed: nn.Linear(64, 10))
+    monkeypatch.setattr(longer.nn.functional, "cross_entropy", lambda z, y: 100 * z.square().mean())
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", record)
+    run = train(100, updates=1, lr=0.01, drops=())
+    assert norms == pytest.approx([5], rel=1e-4) and run.distance[0] == pytest.approx(0.05, rel=1e-3)
 
 
 def test_a_cut_slows_the_walk():

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+from normkit.rates import width as width_module  # noqa: E402
 from normkit.rates.width import (  # noqa: E402
     DECAY_POWER,
     Sublayer,
@@ -52,6 +53,8 @@ def test_who_is_in_which_group():
     by_name = groups(model, vector_like="head.weight")
     assert names(model, by_name["matrices"]) == names(model, found["matrices"])
     assert "head.weight" in names(model, groups(model)["matrices"])
+    shared = groups(model, vector_like="inner.2.weight")  # its other name
+    assert names(model, shared["matrices"]) == ["conv.weight", "head.weight"]
 
 
 @pytest.mark.parametrize(("rule", "decay"), [("constant", 0.1), ("sqrt", 0.2), ("linear", 0.4)])
@@ -193,6 +196,20 @@ def test_a_steady_state_repeats_learns_and_obeys_the_law():
     # the decay bounds every entry by lr/(lr decay) = 1/decay, the law says sqrt(lr/(2 decay)) = 0.14
     assert 0.5 < one.rms / math.sqrt(0.04 / 2) < 2
     assert one.rms * 4 <= one.top <= one.rms * 16  # sqrt(n) rms <= sigma_1 <= n rms
+
+
+def test_the_averages_are_over_the_last_tenth(monkeypatch):
+    seen = []
+
+    def measure(model, x):
+        seen.append(model.w1.weight.detach().clone())
+        return float(len(seen)), 1.0, 1.0
+
+    monkeypatch.setattr(width_module, "_measure", measure)
+    found = steady_state(
+        16, lr=0.04, weight_decay=1.0, base_width=16, time_constants=8.0
+    )  # 200 steps, so 20 at the end
+    assert len(seen) == 2 and found.top == 1.5 and not torch.equal(*seen)
 
 
 def test_the_decay_rules_part_only_away_from_the_base_width():
