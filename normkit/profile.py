@@ -20,6 +20,7 @@ class Profile:
 
     `runs` are seeds for a toy and texts or batches for a real model. `variance[:, 0]` is the stream that enters the
     first block, `variance[:, -1]` the one that leaves the last. Quantities that were not measured are None.
+    `weights` has a plain dict for each weight of a model (what is in it: normkit.probe) where they were asked for.
     Raises ValueError when an array has another shape or holds a number that is not finite.
     """
 
@@ -31,6 +32,7 @@ class Profile:
     angle: np.ndarray | None = None
     entropy: np.ndarray | None = None
     meta: dict = field(default_factory=dict)
+    weights: list | None = None
 
     def __post_init__(self):
         runs, points = np.shape(self.variance)
@@ -60,7 +62,8 @@ class Profile:
 
     def to_dict(self) -> dict:
         arrays = {k: getattr(self, k).tolist() for k in QUANTITIES if getattr(self, k) is not None}
-        return {"name": self.name, **arrays, "meta": self.meta}
+        weights = {} if self.weights is None else {"weights": self.weights}
+        return {"name": self.name, **arrays, "meta": self.meta, **weights}
 
     @classmethod
     def from_dict(cls, state: dict) -> "Profile":
@@ -68,5 +71,6 @@ class Profile:
 
     def __repr__(self):
         have = ", ".join(k for k in QUANTITIES if getattr(self, k) is not None)
+        have += "" if self.weights is None else f", weights of {len(self.weights)} tensors"
         first, last = self.variance[:, 0].mean(), self.variance[:, -1].mean()
         return f"Profile({self.name!r}, {self.layers} layers, {self.runs} runs: {have}; variance {first:.3g} -> {last:.3g})"

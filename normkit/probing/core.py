@@ -5,6 +5,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from normkit.probing.streams import StreamRecorder
 from normkit.profile import Profile
 
 
-def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, chunk=128) -> Profile:
+def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, chunk=128, weights=False) -> Profile:
     """Depth profile of any torch model on one batch: what normkit's toys return, so that one figure shows both.
 
     model: a torch.nn.Module; it runs in eval mode (dropout off) and comes back as it was, also after an error.
@@ -34,6 +35,11 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
     the same of x_(l+1) - x_l; norm = mean token norm; angle = mean angle between a token's x_l and x_(l+1), over pi;
     the width is a stream's last axis, or the channels where blocks convolve images;
     entropy = mean over queries and heads, in nats, of every attention in the block, fused or eager; None without one.
+    weights=True adds Profile.weights, one dict per parameter with two axes or more: "name", "shape", "norm",
+    "gradient" (the length of dloss/dweight), "radial" (cosine between weight and gradient), "invariant" ("" where the
+    output depends on its length, else "layer", "rows", "columns", "blocks", or "joint" with the tensors named in
+    "with": see normkit.rates.scale_invariant_groups, which runs in train mode on four runs of the batch) and "block".
+    A step of SGD has the effective learning rate lr / norm^2, one of Adam lr / norm.
     meta: "blocks", "loss", "tokens" per run, "entropy_heads" (a list of heads for each layer, mean over runs), "notes".
     Reductions run on the device in float32 or wider; activations never leave it. Raises ValueError for a batch that the
     model refuses, blocks that are not found, never called or bypassed, and activations that are not finite; TypeError
@@ -54,18 +60,24 @@ def probe(model, batch, *, blocks=None, loss=None, lr=None, name=None, seed=0, c
         extra["labels"] = _labels(given)
     with _as_it_was(model):
         label, modules = named_blocks(model, blocks) if blocks is not None else find_blocks(model, call)
-        return _measure(model, call, given, label, modules, loss, lr, name, seed, chunk)
+        profile, at_weights = _measure(model, call, given, label, modules, loss, lr, name, seed, chunk, weights)
+    if not weights:
+        return profile
+    from normkit.probing.weights import weight_records
+
+    return replace(profile, weights=weight_records(model, batch, modules, at_weights, seed))
 
 
-def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk):
+def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk, weights):
     recorder = StreamRecorder(modules, _token_mask(given, label), tokens_first=_tokens_first(modules, given))
     heads = HeadEntropies(recorder, modules, chunk)
-    _want_gradients(model, modules, lr)
+    _want_gradients(model, modules, lr is not None or weights)
     with recorder.hooked(), torch.enable_grad():
         with heads.hooked():
             output = call()
         recorder.finish()
-        gradient, relative = gradients(output, recorder, loss, lr, seed)
+        asked = [p for p in model.parameters() if p.ndim >= 2] if weights else []
+        gradient, relative, at_weights = gradients(output, recorder, loss, lr, seed, asked)
     variance, norm = torch.stack([m.cpu() for m in recorder.moments], -1).numpy()
     update, angle = torch.stack([s.cpu() for s in recorder.steps], -1).numpy()
     entropy, per_head = heads.result()
@@ -79,7 +91,8 @@ def _measure(model, call, given, label, modules, loss, lr, name, seed, chunk):
         "entropy_heads": per_head,
     }
     meta |= {} if relative is None else {"parameter_update": relative}
-    return Profile(name or type(model).__name__, variance, gradient, update, norm, angle, entropy, meta)
+    profile = Profile(name or type(model).__name__, variance, gradient, update, norm, angle, entropy, meta)
+    return profile, at_weights
 
 
 def _bind(model, batch):
@@ -134,12 +147,12 @@ def _copy(value):
     return value.requires_grad_().clone() if value.is_floating_point() and torch.is_grad_enabled() else value
 
 
-def _want_gradients(model, modules, lr):
-    """What leads to x_0 carries gradients, for x_0's sake; the blocks' weights do only where lr asks for theirs."""
+def _want_gradients(model, modules, asked):
+    """What leads to x_0 carries gradients, for x_0's sake; the blocks' weights do only where theirs are asked for."""
     inner = {id(p) for m in modules for p in m.parameters()}
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.requires_grad_(id(parameter) not in inner or (lr is not None and parameter.requires_grad))
+            parameter.requires_grad_(id(parameter) not in inner or (asked and parameter.requires_grad))
 
 
 def _binds(signature, *args):

@@ -8,8 +8,9 @@ from torch.utils._pytree import tree_leaves
 from normkit.rng import stream
 
 
-def gradients(output, recorder, loss, lr, seed):
-    """((runs, layers+1) mean square of dloss/dx_l or None, (layers,) lr |grad| / |weights| of each block or None).
+def gradients(output, recorder, loss, lr, seed, more=()):
+    """((runs, layers+1) mean square of dloss/dx_l or None, (layers,) lr |grad| / |weights| of each block or None,
+    {parameter: dloss/dparameter} of those in `more` that the loss depends on).
 
     Raises ValueError where the loss is not a finite scalar or does not depend on a stream: a block that is bypassed.
     """
@@ -19,10 +20,10 @@ def gradients(output, recorder, loss, lr, seed):
             "the model runs its blocks without gradients (no_grad, detach, or a reentrant checkpoint, for which "
             "use_reentrant=False helps): gradient is None"
         )
-        return None, None
+        return None, None, {}
     objective, rescale = _objective(output, recorder, loss, seed)
     weights = [p for p in dict.fromkeys(p for m in recorder.called for p in m.parameters()) if p.requires_grad]
-    weights = weights if lr is not None else []
+    weights = list(dict.fromkeys([*(weights if lr is not None else ()), *(p for p in more if p.requires_grad)]))
     # By x_L = x_(L-1) + branch, or x_L = last itself, the gradient at x_L is the one at the last block's output.
     targets = [*recorder.streams[:-1], last]
     try:
@@ -32,7 +33,7 @@ def gradients(output, recorder, loss, lr, seed):
         raise
     except RuntimeError as error:  # such as a state that the model overwrites in place when it does not train
         recorder.notes.append(f"no backward pass through this model in eval mode, gradient is None: {error}"[:300])
-        return None, None
+        return None, None, {}
     at_streams, at_weights = found[: len(targets)], dict(zip(weights, found[len(targets) :], strict=True))
     for layer, g in enumerate(at_streams):
         if g is None:
@@ -42,7 +43,8 @@ def gradients(output, recorder, loss, lr, seed):
             )
     squares = torch.stack([recorder.mean_square(g).cpu() for g in at_streams], -1) * rescale[0] ** 2
     relative = None if lr is None else [_relative(m, at_weights, lr * rescale[1]) for m in recorder.called]
-    return squares.numpy(), relative
+    asked = {p: at_weights[p] * rescale[1] for p in more if at_weights.get(p) is not None}
+    return squares.numpy(), relative, asked
 
 
 def _objective(output, recorder, loss, seed):
