@@ -17,16 +17,17 @@ MATRIX, DIM = "hidden.1.weight", 64 * 64  # the matrix that is shown: the second
 class RatesTrainingLab(Lab):
     """Growing weights anneal themselves: a net with norms learns digits while you watch its effective learning rate
 
-    Press Train. Loss by step; norm and effective learning rate of the second hidden matrix. Lines are the laws for the
-    gradients that were measured so far. Without a norm nothing is scale-invariant, and there is no law.
+    Press Train. Loss by step; norm and effective learning rate of the second hidden matrix. Lines are the laws of random
+    gradients, given the sizes of those that were measured. Without a norm nothing is scale-invariant, and there is no law.
     """
 
     optimizer: str = choice("momentum", *laws.OPTIMIZERS, label="Optimizer", help="What turns gradients into steps.")
     norm: str = choice("layernorm", "layernorm", "batchnorm", "none", label="Norm", help="Before every ReLU.")
     project: str = choice("off", "off", "on", label="Projection", help="Hold the matrices' norms (NaP).")
     schedule: str = choice("constant", "constant", "linear", label="Schedule", help="Of the learning rate.")
-    lr: float = slider(0.1, 0.00078125, 1.6, step="x2", label="Learning rate", help="Doubles at each key.")
+    lr: float = slider(0.4, 0.00078125, 1.6, step="x2", label="Learning rate", help="Doubles at each key.")
     weight_decay: float = choice(0.0, 0.0, 0.001, 0.01, 0.1, label="Weight decay", help="Of the matrices.")
+    noise: float = slider(0.2, 0.0, 0.8, step=0.1, label="Label noise", help="Share of the labels that are random.")
     steps: int = slider(300, 100, 1000, step=100, label="Training", unit="steps", help="Batches of 64 digits.")
     seed: int = slider(0, 0, 9, label="Seed", help="Other weights and other batches.")
 
@@ -38,7 +39,7 @@ class RatesTrainingLab(Lab):
         for report in train(
             norm=self.norm, optimizer=self.optimizer, lr=self.lr, weight_decay=self.weight_decay,
             project=self.project == "on", schedule=self.schedule, steps=self.steps, seed=self.seed,
-            every=self.steps // 50,
+            label_noise=self.noise, every=self.steps // 50,
         ):  # fmt: skip
             if report["diverged"]:
                 raise FloatingPointError(
@@ -57,12 +58,13 @@ class RatesTrainingLab(Lab):
         return result
 
     def law(self, result):
-        """Norm and effective learning rate (steps so far + 1,) for gradients as large as those measured; None without."""
+        """Norm and effective learning rate (steps so far + 1,) for random gradients as large as those measured; None without."""
         if self.norm == "none" or self.schedule != "constant":
             return None
-        grad = float(np.sqrt(np.mean(result["gradient"] ** 2)))
+        steps = max(1, int(result["step"][-1]))
+        grad = np.interp(np.arange(steps), result["step"], np.maximum(result["gradient"], 1e-12))
         norm, _ = laws.trajectory(
-            self.optimizer, max(1, int(result["step"][-1])), lr=self.lr, weight_decay=self.weight_decay,
+            self.optimizer, steps, lr=self.lr, weight_decay=self.weight_decay,
             project=self.project == "on", radius=result["norm"][0], grad_norm=grad, dim=DIM,
         )  # fmt: skip
         return norm, self.lr / norm ** (1 if laws.rule(self.optimizer).adaptive else 2)
@@ -79,7 +81,7 @@ class RatesTrainingLab(Lab):
 
     def axes(self):
         return [
-            Axes("Loss", "step", "cross-entropy, nats", log_y=True),
+            Axes("Loss", "step", "cross-entropy, nats"),
             Axes("Radius", "step", "‖W‖ of the second matrix"),
             Axes("Steps", "step", "effective learning rate", log_y=True),
         ]
