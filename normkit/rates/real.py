@@ -81,7 +81,7 @@ def unit_lr(optimizer, seed=0):
 
 
 def write_real(path=None, progress=None):
-    """Measure all runs (about 3 minutes) and write them, to data/rates.json unless a path is given. Returns the path.
+    """Measure all runs (2 to 4 minutes on one core) and write them, to data/rates.json unless a path is given. Returns the path.
 
     {"schema", "steps": LOOKS, "runs": [{"optimizer", "lr", "weight_decay", "project", "norm", "angle"}]}, numbers with
     5 digits. `progress(done, runs)` is called after each run. Needs torch.

@@ -152,7 +152,7 @@ def train(
     *,
     norm="layernorm",
     optimizer="sgd",
-    lr=0.1,
+    lr=0.5,
     weight_decay=0.0,
     project=False,
     schedule="constant",
@@ -263,13 +263,13 @@ def accuracy(model, x, y):
     return right
 
 
-def copied_schedule(*, optimizer="sgd", lr=0.1, steps=300, dtype=torch.float64, **options):
+def copied_schedule(*, optimizer="sgd", lr=1.0, steps=300, dtype=torch.float64, **options):
     """Losses of a run without projection, and of Normalize-and-Project with its effective learning rates: (steps+1,) each.
 
-    If the gradient depends on the direction of w alone, but for its length, which goes as 1/||w||, then one step of SGD
-    with rate lr moves the direction as does one with lr (rho/||w||)^2 at norm rho: the two losses agree to rounding
-    (float64: 1e-12 or so after hundreds of steps, and more as rounding errors grow). For the other optimizers, which
-    remember gradients of other norms, they do not. options and errors are those of `train`.
+    The gradient depends on the direction of w, and on its length as 1/||w||. So a step of SGD with rate lr moves the
+    direction as one with rate lr (rho/||w||)^2 does at norm rho, and the two losses agree to rounding: 1e-12 or so after
+    hundreds of steps in float64, and more where training is unstable and rounding errors grow by themselves (lr 3). For
+    the other optimizers, which remember gradients at other norms, they do not. options and errors are those of `train`.
     """
     run = {"optimizer": optimizer, "lr": lr, "steps": steps, "dtype": dtype, "every": 1, **options}
     plain, held = train(**run), train(**{**run, "schedule": "copied", "project": True})

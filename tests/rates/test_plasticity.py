@@ -140,6 +140,8 @@ def test_divergence_ends_the_stream():
     assert math.isnan(last["accuracy"])
     assert math.isnan(last["dead"])
     assert last["norms"] is last["elr"] is None
+    with pytest.raises(ValueError, match=r"the run to copy diverged in task 0: lower lr, which is 1e\+38"):
+        run("nap_copied", lr=1e38)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,35 @@ def test_gains_go_to_the_length_of_their_vectors_under_projection():
         assert abs(math.hypot(other.weight.norm().item(), other.bias.norm().item()) - 4) > 1e-3
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_decay_takes_its_share_of_matrices_and_of_nothing_else(optimizer):
+    """Two first steps with one gradient: they differ by lr wd w, which SGD adds to the gradient and AdamW takes itself."""
+    lr, decay = 0.1, 0.5
+    start = dict(training.Net(width=16, dtype=torch.float64).named_parameters())
+    after = []
+    for weight_decay in (0.0, decay):
+        model = training.Net(width=16, dtype=torch.float64)
+        learner = training.Learner(model, optimizer, lr, weight_decay)
+        x, y, *_ = training.data(torch.float64)
+        learner.step(torch.nn.functional.cross_entropy(model(x[:64]), y[:64]))
+        after.append(dict(model.named_parameters()))
+    for name, w in start.items():
+        taken = after[0][name] - after[1][name]
+        wanted = lr * decay * w if w.ndim > 1 else torch.zeros_like(w)
+        assert (taken - wanted).abs().max() < 1e-14
+        assert (after[0][name] - w).abs().max() > 1e-6
+
+
+def test_head_and_gains_may_have_a_rate_of_their_own():
+    model = training.Net(width=16)
+    learner = training.Learner(model, "sgd", 0.5, head_lr=1e-3)
+    learner.set_lr(0.25)
+    rates = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert rates[id(p)] == (0.25 if name in NAMES else 1e-3)
+    assert len(rates) == len(list(model.parameters()))
+
+
 # ---- nets, data, reports --------------------------------------------------------------------------------------------
 
 
@@ -226,6 +255,12 @@ def test_divergence_is_reported():
     assert not math.isfinite(last["loss"])
     assert math.isnan(last["accuracy"])
     assert last["norms"] is last["elr"] is last["angle"] is last["gradient"] is None
+
+
+def test_a_run_that_diverges_cannot_be_copied():
+    reports = training.train(lr=1e38, schedule="copied", project=True, **SMALL)
+    with pytest.raises(ValueError, match=r"the run to copy diverged at step \d: lower lr, which is 1e\+38"):
+        next(reports)
 
 
 @pytest.mark.parametrize(
