@@ -128,7 +128,7 @@ def equilibrium_grid(
 
     Every walk starts at the norm the law predicts, which it leaves if the law is wrong. How far it can be off after
     `steps` is told by `relaxed`: True where half of them are three `laws.relaxation_steps`, which leaves nothing of the
-    start; elsewhere the agreement proves little. All pairs share their random numbers: neighbors differ by their
+    start; elsewhere the agreement proves little (Adam: choose a beta2 that forgets in time). All pairs share their random numbers: neighbors differ by their
     parameters alone. Corrections to the laws are of order 1/dim.
     Raises ValueError as `spherical_walk` and `laws.equilibrium_norm` do.
     """

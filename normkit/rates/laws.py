@@ -112,6 +112,7 @@ def trajectory(
     gradients shrink, and is a noisy divisor: the recursion knows the lag, the noise to first order in 1 - beta2 (as
     `equilibrium_norm`). At the start, when the divisor is made of a few squares, it is off by some per cent; by up to 20
     where a first step is several times as long as the weight. dim: number of entries, needed by "adam" and "adamp", whose step has norm lr sqrt(dim).
+    grad_norm may be an array (steps,), one a step, such as was measured on a real net.
     project=True puts the weight back to `radius` after each step (Normalize-and-Project, 2407.01800).
     Raises ValueError for unknown names, numbers out of range, steps < 0, overflow.
     """
@@ -121,11 +122,14 @@ def trajectory(
     pull, shrink = decay(
         optimizer, lr, _positive("weight_decay", weight_decay, 0.0), momentum=momentum, decoupled=decoupled
     )
+    if np.ndim(grad_norm) and np.shape(grad_norm) != (steps,):
+        raise ValueError(f"grad_norm must be a number or one a step, shape ({steps},); got shape {np.shape(grad_norm)}")
+    grad = np.broadcast_to(grad_norm, steps).tolist()
     noise = math.sqrt(_divisor_noise(beta, beta2, shrink, kind.tangent) * _dimension(dim)) if kind.adaptive else 1.0
     ww, wp, pp, square, step = radius * radius, 0.0, 0.0, 0.0, lr
     sizes, angles = np.full(steps + 1, ww), np.empty(steps)
     for t in range(1, steps + 1):
-        gg = grad_norm * grad_norm / ww
+        gg = grad[t - 1] ** 2 / ww
         pp = beta * beta * pp + fresh * fresh * gg + pull * (pull * ww + 2 * beta * wp)
         wp = beta * wp + pull * ww
         if kind.adaptive:
@@ -228,18 +232,20 @@ def equilibrium_angle(lr, weight_decay, *, optimizer="sgd", momentum=0.9, betas=
 
 
 def relaxation_steps(lr, weight_decay, *, optimizer="sgd", momentum=0.9, betas=(0.9, 0.999), decoupled=False):
-    """Steps in which the decay alone shrinks the weight by a factor e, about 1/(lr weight_decay); float or array.
+    """Steps in which the weight forgets its length by a factor e; float or array. Wait five of them for an equilibrium.
 
-    Wait five of them for an equilibrium. Near it deviations of the norm die out faster: four times (SGD family), twice
-    (Adam). With coupled decay momentum divides it by 1/(1 - momentum), until the weight oscillates and the steps are
-    2/(1 - momentum). Raises ValueError as `equilibrium_angle` does.
+    That is how long the decay alone takes, about 1/(lr weight_decay), from any height; near the equilibrium SGD's norm
+    settles four times as fast. With coupled decay momentum divides it by 1/(1 - momentum), until the weight oscillates
+    and it is 2/(1 - momentum). Adam and AdamP need 2/(1 - beta2) more: their mean square, which remembers 1/(1 - beta2)
+    gradients, lags behind the norm. Raises ValueError as `equilibrium_angle` does.
     """
-    lr, weight_decay, beta, _ = _balanced(optimizer, lr, weight_decay, momentum, betas)
+    lr, weight_decay, beta, beta2 = _balanced(optimizer, lr, weight_decay, momentum, betas)
     pull, shrink = decay(optimizer, lr, weight_decay, momentum=momentum, decoupled=decoupled)
     half = (1 + beta - lr * pull) / 2  # without noise w_{t+1} = 2 half w_t - beta w_{t-1}
     root = half + np.sqrt(np.asarray(half * half - beta, dtype=complex))
     with np.errstate(divide="ignore"):
-        return _plain(-1 / np.log(np.where(np.asarray(pull) > 0, np.abs(root), shrink)))
+        steps = -1 / np.log(np.where(np.asarray(pull) > 0, np.abs(root), shrink))
+    return _plain(steps + 2 / (1 - beta2) if rule(optimizer).adaptive else steps)
 
 
 def _equilibrium(optimizer, lr, weight_decay, momentum, betas, decoupled):
