@@ -27,6 +27,10 @@ class GenericCopy:
         for name, parameter in model.named_parameters():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise ValueError(f"parameter {name!r} is not initialized: run the model once first")
+            if parameter.is_inference():
+                raise ValueError(
+                    "the model was built under torch.inference_mode and has no gradients: build it outside"
+                )
             if not torch.isfinite(parameter).all():
                 raise ValueError(f"parameter {name!r} is not finite: the model has diverged, or was not initialized")
         errors = []
@@ -86,7 +90,9 @@ class GenericCopy:
             for key, buffer in buffers.items():
                 module._buffers[key] = None if buffer is None else buffer.clone()
         with torch.random.fork_rng(devices=self._cuda), torch.inference_mode(False):
-            torch.manual_seed(self.seed)  # inside the fork: the same dropout masks each time, and nobody else's stream
+            torch.default_generator.manual_seed(self.seed)  # inside the fork: the same dropout masks each time
+            for device in self._cuda:
+                torch.cuda.default_generators[device].manual_seed(self.seed)
             output = self._call()
         leaves = [leaf.flatten().to(self.base_dtype) for leaf in _floating(output)]
         if not leaves:

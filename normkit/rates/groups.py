@@ -16,7 +16,7 @@ POINTS, MEMORY = 16, 10**8  # at most so many copies, and numbers in them, for a
 BETTER = 10  # times smaller: what a bias must make the violation before its matrix counts as invariant with it only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
     """Weights whose length the network's output does not depend on: multiply any part by c > 0, and nothing changes.
 
@@ -90,6 +90,9 @@ class Group:
         some = "" if len(self.index) == self.parts else f", of these {_ranges(self.index)}"
         return f"{cut + some:<32} {' + '.join(self.names)}"
 
+    def __repr__(self):
+        return f"Group({' '.join(str(self).split())})"  # an embedding's index has thousands of numbers
+
 
 def split(tensor, dim, parts):
     """View (parts, ...) of a tensor's equal blocks along dim, or (1, ...) of the whole."""
@@ -121,6 +124,8 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     inputs: a dict, tuple or tensor as for normkit.probe; None guesses (tokens, images, sequences, vectors).
     tolerance: of the radial derivative, relative to one along a random direction; finite factors may move the outputs
     five times as much. 0.02 lets the usual eps of norm layers pass (a violation of about eps / variance), not 0.1.
+    Cost: 8 backward passes and, for each tensor that is not invariant alone, two forward passes, in float64; a few
+    short runs as inputs are enough.
     seed: of the noise, the guessed inputs, the random functions and the factors. The model is left as it is.
     Raises TypeError for no Module, ValueError for inputs that do not run or cannot be guessed, and for parameters or
     outputs that are not finite.

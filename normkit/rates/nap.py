@@ -55,7 +55,7 @@ class NormalizeAndProject:
                 f"{type(model).__name__} has no scale-invariant weights, so there is nothing to project: it has no "
                 "normalization layers behind them; normalize='layernorm' or 'rmsnorm' puts some in"
             )
-        self.radii = self._lengths()
+        self.radii = self._lengths(self._buckets())
         for group, radius in zip(self.groups, self.radii, strict=True):
             if not torch.isfinite(radius).all() or not (radius > 0).any():
                 raise ValueError(
@@ -65,11 +65,11 @@ class NormalizeAndProject:
 
     def norms(self) -> dict[Group, torch.Tensor]:
         """Present length of each group's parts, {group: (len(index),)}; what `follow` takes from another run."""
-        return dict(zip(self.groups, self._lengths(), strict=True))
+        return dict(zip(self.groups, self._lengths(self._buckets()), strict=True))
 
-    def _lengths(self):
+    def _lengths(self, buckets):
         found = {}
-        for members in self._buckets().values():
+        for members in buckets.values():
             tensors = [self._parameters[self.groups[i].names[0]].detach() for i in members]
             dtype = torch.promote_types(tensors[0].dtype, torch.float32)
             norms = torch._foreach_norm(tensors, 2, dtype=dtype)
@@ -91,14 +91,16 @@ class NormalizeAndProject:
         self.step += 1
         if self.step % self.every:
             return
-        lengths = self._lengths()
-        factors = [torch.where(n > 0, r / n, 1) for r, n in zip(self.radii, lengths, strict=True)]
-        fused = self._buckets()
-        for i in set(range(len(self.groups))) - {i for members in fused.values() for i in members}:
-            self.groups[i].multiply_(self._parameters, factors[i])
-        for members in fused.values():
+        buckets = self._buckets()
+        pairs = zip(self.radii, self._lengths(buckets), strict=True)
+        factors = [torch.where(now > 0, radius.to(now) / now, 1) for radius, now in pairs]
+        fused = {i for members in buckets.values() for i in members}
+        for i, group in enumerate(self.groups):
+            if i not in fused:
+                group.multiply_(self._parameters, factors[i])
+        for members in buckets.values():
             tensors = [self._parameters[self.groups[i].names[0]] for i in members]
-            torch._foreach_mul_(tensors, [factors[i].to(t.dtype)[0] for i, t in zip(members, tensors, strict=True)])
+            torch._foreach_mul_(tensors, [factors[i][0] for i in members])
         for affine in self._gains if self.gains != "free" else ():
             if self.gains == "decay":
                 for p, rest in zip(affine, (1.0, 0.0), strict=False):
