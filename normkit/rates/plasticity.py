@@ -2,7 +2,7 @@
 
 256 inputs stay the same; at each task all get new labels, uniform in 0..9. Only the weights are handed on (and the
 optimizer's memory), and nothing that was learned helps with what comes: a net that gets worse has lost
-plasticity (Lyle et al. 2407.01800, section 4, do this with CIFAR-10).
+plasticity (Lyle et al. 2407.01800).
 """
 
 import math

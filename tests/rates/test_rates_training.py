@@ -212,9 +212,10 @@ def test_label_noise_redraws_that_share():
     assert wrong == pytest.approx(0.36, abs=5 * math.sqrt(0.36 * 0.64 / 6400))
 
 
-def test_same_seed_same_run_and_looking_often_changes_nothing():
+@pytest.mark.parametrize("norm", training.NORMS)
+def test_same_seed_same_run_and_looking_often_changes_nothing(norm):
     torch.manual_seed(1)
-    options = {"optimizer": "adam", "lr": 0.01, "project": True, **SMALL}
+    options = {"norm": norm, "optimizer": "adam", "lr": 0.01, "project": True, **SMALL}
     first = list(training.train(seed=3, **options))
     torch.manual_seed(2)
     again, other = (list(training.train(seed=seed, **options)) for seed in (3, 4))
@@ -224,8 +225,10 @@ def test_same_seed_same_run_and_looking_often_changes_nothing():
     assert all(a["loss"] != b["loss"] for a, b in zip(first, other, strict=True))
 
 
-def test_last_report_has_the_model_and_its_accuracy():
-    *reports, last = training.train(lr=0.5, **{**SMALL, "steps": 60, "every": 20})
+@pytest.mark.parametrize("norm", training.NORMS)
+def test_last_report_has_the_model_and_its_accuracy(norm):
+    """Batch norm's accuracy is that of its running statistics, which looking must not change."""
+    *reports, last = training.train(norm=norm, lr=0.1, **{**SMALL, "steps": 60, "every": 20})
     assert [r["step"] for r in reports] == [0, 20, 40]
     assert not any(r["done"] or "model" in r for r in reports)
     assert last["done"]
@@ -233,7 +236,7 @@ def test_last_report_has_the_model_and_its_accuracy():
     _, _, x, y = training.data()
     right = np.mean(last["model"].eval()(x).detach().numpy().argmax(1) == y.numpy())
     assert last["accuracy"] == pytest.approx(right, abs=1e-12)
-    assert right > 0.8  # it learns: chance is 0.1
+    assert right > 0.7  # it learns: chance is 0.1
     assert all(math.isnan(angle) for angle in reports[0]["angle"].values())
 
 
