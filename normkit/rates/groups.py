@@ -144,7 +144,7 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     within = {g.names[0] for g in pairs if len(g.index) == g.parts}
     singles = [g for name in radial.touched if name not in within for g in test.single(name)]
     done = {g.names[0] for g in singles if len(g.index) == g.parts}
-    rest = [name for name in radial.touched if name not in done]
+    rest = [name for name in radial.touched if name in radial.clear and name not in done]
     return [*singles, *pairs, *test.joint(rest, [*singles, *pairs])]
 
 

@@ -10,6 +10,7 @@ from normkit.rng import stream
 COTANGENTS = 4  # at each point; an ordinary weight passes eight tests at a tolerance of 0.02 once in 10^13 times
 STEP = 1e-3  # of log |w| in central differences: errors of 1e-6, and 1e-4 where a norm layer works in float32
 ENTRIES = 4096  # of the outputs that a difference is looked at
+CLEAR = 1e-5  # of the largest effect: less may be rounding, where a layer works in float32, and spoils a null space
 ROWS = 4  # equations for each tensor, before a null space means something
 
 
@@ -28,8 +29,10 @@ class Radial:
                     terms[name].append([(_sums(wg, d), _sums(square, d)) for d in range(min(wg.ndim, 2))])
         self.slices = {n: [np.stack(axis, 1) for axis in zip(*k, strict=True)] for n, k in terms.items()}
         effects = {n: self.effect(n, None, 1).item() for n in self.slices}
-        self.floor = max(effects.values(), default=0) * 1e3 * torch.finfo(trials[0].base.dtype).eps
-        self.touched = [name for name, effect in effects.items() if effect > self.floor]
+        largest = max((e for e in effects.values() if np.isfinite(e)), default=0)
+        self.floor = largest * 1e3 * torch.finfo(trials[0].base.dtype).eps
+        self.touched = [name for name, effect in effects.items() if not effect <= self.floor]  # nan is an effect
+        self.clear = {name for name, effect in effects.items() if effect > CLEAR * largest}
 
     @staticmethod
     def _terms(trial, cotangent, again):
@@ -60,10 +63,13 @@ class Radial:
         theirs = np.stack([self._blocks(other, dim, parts) for other in partners]) if partners else np.zeros_like(mine)
         radial, square = np.moveaxis(mine + theirs, 1, 0)
         effect, floor = np.sqrt(square.mean(1)), self.floor / parts
-        touched = np.sqrt(mine[:, 1].mean(1)) > floor
+        touched = ~(np.sqrt(mine[:, 1].mean(1)) <= floor)
         if partners:
-            touched = touched & (np.sqrt(theirs[:, 1].mean(1)) > floor)
-        return np.where(touched, np.sqrt((radial**2).mean(1)) / np.maximum(effect, 1e-300), np.inf), touched
+            touched = touched & ~(np.sqrt(theirs[:, 1].mean(1)) <= floor)
+        known = touched & np.isfinite(effect)  # a gradient that is not finite is no evidence of invariance
+        ratio = np.full(effect.shape, np.inf)
+        ratio[known] = np.sqrt((radial**2).mean(1))[known] / effect[known]
+        return ratio, touched
 
     def whole(self, name):
         return self.violation(name, None, 1)[0].item()

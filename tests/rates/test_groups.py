@@ -341,6 +341,39 @@ def test_outputs_of_all_kinds_and_inputs_of_all_kinds():
     assert found(Net(lambda n, x: n.norm(n.a(x)).detach(), **parts), X) == set()
 
 
+def test_a_gradient_that_is_not_finite_is_no_evidence():
+    # The length of v[1] - v[1] is 0 with gradient 0 / 0; w is behind a norm all the same.
+    parts = {"w": matrix(16, 10), "v": matrix(16, 16), "norm": nn.LayerNorm(16)}
+    model = Net(lambda n, x: n.norm(x @ n.w.T).tanh() + (n.v - n.v).square().sum().sqrt(), **parts)
+    assert found(model, X) == {whole("w")}
+
+
+def test_noise_of_a_layer_in_float32_does_not_hide_a_joint_group():
+    # The bias of the keys has no influence but rounding: softmax does not feel what all scores have in common.
+    def attend(net, x):
+        x = net.a(x)
+        q, k = net.q(x).float(), net.k(x).float()
+        return net.norm(x + (q @ k.mT).softmax(-1).to(x) @ net.v(x)).tanh()
+
+    parts = {
+        "a": nn.Linear(10, 12),
+        "q": nn.Linear(12, 4),
+        "k": nn.Linear(12, 4),
+        "v": plain(12, 12),
+        "norm": nn.LayerNorm(12),
+    }
+    stream = found(Net(attend, **parts), X.reshape(4, 8, 10))
+    assert stream == set()  # the scores feel the length of x
+    parts["n"] = nn.LayerNorm(12)
+    model = Net(lambda n, x: n.norm(n.a(x) + attend_to(n, n.n(n.a(x)))).tanh(), **parts)
+    assert found(model, X.reshape(4, 8, 10)) == {whole("a.weight", "a.bias", "v.weight")}
+
+
+def attend_to(net, x):
+    scores = net.q(x).float() @ net.k(x).float().mT
+    return scores.softmax(-1).to(x) @ net.v(x)
+
+
 @pytest.mark.parametrize("name", ["layer norm", "group norm", "depthwise convolution", "tied, twice normed"])
 def test_inputs_are_guessed(name):
     make, _, expected = EXPECTED[name]
