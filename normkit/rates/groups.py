@@ -124,6 +124,7 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     inputs: a dict, tuple or tensor as for normkit.probe; None guesses (tokens, images, sequences, vectors).
     tolerance: of the radial derivative, relative to one along a random direction; finite factors may move the outputs
     five times as much. 0.02 lets the usual eps of norm layers pass (a violation of about eps / variance), not 0.1.
+    Where outputs jump (top-k routing of experts), a joint group of many tensors may be missed.
     Cost: 8 backward passes and, for each tensor that is not invariant alone, two forward passes, in float64; a few
     short runs as inputs are enough.
     seed: of the noise, the guessed inputs, the random functions and the factors. The model is left as it is.
