@@ -56,7 +56,7 @@ def text_batch(tokenizer, sentences, *, max_tokens=256) -> dict:
 def minilm_profile() -> Profile:
     """MiniLM on the kit's own sentences, a run a sentence; meta["sublayers"]: each block holds attention and MLP."""
     model, tokenizer = minilm()
-    profile = probe(model, text_batch(tokenizer, text()), name="MiniLM")
+    profile = probe(model, text_batch(tokenizer, text()), name="MiniLM", weights=True)
     versions = {name: metadata.version(name) for name in ("torch", "transformers", PACKAGE)}
     profile.meta.update(sublayers=2, versions=versions)
     return profile
@@ -70,14 +70,28 @@ def trained_profiles() -> dict[str, Profile]:
     return {f"trained {placement}": trained_profile(placement) for placement in PLACEMENTS}
 
 
+def weights_profile(placement: str) -> Profile:
+    """A small transformer trained with that placement, probed on the task's own loss, with its weights: "weights pre"."""
+    from normkit.depth.training import TASKS, generator, train
+
+    *_, last = train(placement, every=300)
+    tokens, targets = TASKS["copy"][0](generator(0, "weights"))
+
+    def loss(output):
+        return torch.nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+    return probe(last["model"], tokens, loss=loss, name=f"weights {placement}", weights=True)
+
+
 def write_profiles(path=None, *, trained=True) -> Path:
     """Measures again the profiles that ship with the kit and writes data/profiles.json: {"profiles": {name: profile}}.
 
-    Numbers keep six digits. trained=False measures MiniLM only and leaves the others in the file as they are.
+    Numbers keep six digits. trained=False leaves the profiles of trained_profiles in the file as they are.
     """
     path = Path(path) if path else data_path() / "profiles.json"
     stored = json.loads(path.read_text(encoding="utf-8"))["profiles"] if path.exists() else {}
-    for name, profile in {"MiniLM": minilm_profile(), **(trained_profiles() if trained else {})}.items():
+    measured = {"MiniLM": minilm_profile(), **{f"weights {p}": weights_profile(p) for p in ("peri", "pre")}}
+    for name, profile in (measured | (trained_profiles() if trained else {})).items():
         stored[name] = _rounded(profile.to_dict())
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(profile)}" for name, profile in stored.items())
     path.write_text('{"profiles": {\n' + lines + "\n}}\n", encoding="utf-8")

@@ -142,10 +142,11 @@ class EquilibriumLab(Lab):
     )
 
     def compute(self, quality):
-        """ "lr" (7,), "weight_decay" (7,); "norm", "angle" (seeds, 7, 7), simulated; "norm.theory", "angle.theory" (7, 7)."""
+        """Axes "lr" and "weight_decay" (7,); "norm", "angle" (seeds, 7, 7), simulated; "norm.theory", "angle.theory" (7, 7)."""
         seeds, dim, steps = (4, 32, 2000) if quality == "exact" else (2, 8, 250)
         lr, decay = (np.array(self.declared()[name].values) for name in ("lr", "weight_decay"))
         rule = {"optimizer": self.optimizer, "momentum": self.momentum, "decoupled": self.coupling == "decoupled"}
+        rule["betas"] = (0.9, 0.99)  # with 0.999 Adam's mean square would not forget its start in time
         found = [equilibrium_grid(lr, decay, dim=dim, steps=steps, seed=seed, **rule) for seed in range(seeds)]
         norm, angle = (np.stack([getattr(grid, key) for grid in found]) for key in ("norm", "angle"))
         law = {"norm.theory": found[0].law_norm, "angle.theory": found[0].law_angle}

@@ -9,7 +9,8 @@ from normkit.lab import choice, slider
 from normkit.real_lab import RealModelLab, stored
 from normkit.rng import stream
 
-RANDOM, INVARIANT, OTHER = style(0), style(2), style(3)
+RANDOM = style(0)
+KINDS = {"scale-invariant": style(2), "only together": style(4), "not scale-invariant": style(3)}
 MODELS = ("peri", "pre", "MiniLM")
 BAND = (0.05, 0.95)
 RIGHT = {"norm": "‖W‖", "effective lr": "effective learning rate"}
@@ -21,8 +22,9 @@ class WeightsLab(RealModelLab):
     """Inside a real model: which matrices could have any size, and how far a step turns them
 
     Left: cosine between each matrix and its gradient, 0 where the size does not matter; the line and the dots with a band
-    are two random directions. Right: dots with a band are fresh matrices of the chosen standard deviation. `real` is a
-    Profile of your own model, from normkit.probe(model, batch, weights=True).
+    are two random directions. Right: the dots with a band are fresh matrices. Some matrices are scale-invariant only when
+    they are scaled together, as are all that write to a Pre-LN stream. `real` is a Profile of your own model, from
+    normkit.probe(model, batch, weights=True).
     """
 
     model: str = choice(
@@ -31,7 +33,7 @@ class WeightsLab(RealModelLab):
     right: str = choice("norm", *RIGHT, label="Right", help="What the right panel shows.")
     steps: str = choice("adam", "sgd", "adam", label="Steps", help="Adam's turn by lr / norm, SGD's by lr / norm².")
     lr: float = slider(1e-3, 1.5625e-5, 0.512, step="x2", label="Learning rate", help="Doubles at each key.")
-    std: float = slider(0.02, 0.005, 0.32, step="x2", label="Fresh weights", help="Their standard deviation.")
+    fresh: str = choice("1/√inputs", "1/√inputs", "0.02", label="Fresh weights", help="Their standard deviation.")
 
     def records(self) -> list[dict]:
         """The measured weights: of the learner's model, or of the chosen stored one. ValueError for a profile without."""
@@ -43,18 +45,20 @@ class WeightsLab(RealModelLab):
         return [r for r in profile.weights if r["radial"] is not None]
 
     def compute(self, quality):
-        """ "entries" (matrices,); simulated "cosine" and "norm" (3, matrices), mean and band, and their laws."""
-        n = np.array([np.prod(r["shape"]) for r in self.records()], dtype=float)
+        """Numbers of "entries" (matrices,); simulated "cosine" and "norm" (3, matrices), mean and band, and their laws."""
+        shapes = [r["shape"] for r in self.records()]
+        n = np.array([np.prod(shape) for shape in shapes], dtype=float)
+        std = 0.02 if self.fresh == "0.02" else np.array([np.prod(shape[1:]) for shape in shapes]) ** -0.5
         draws = stream(0, "weights lab", len(n))
         samples = 2000 if quality == "exact" else 200
         z, rest = draws.standard_normal((samples, len(n))), draws.chisquare(n - 1, (samples, len(n)))
-        cosine, norm = np.abs(z) / np.sqrt(z**2 + rest), self.std * np.sqrt(z**2 + rest)
+        cosine, norm = np.abs(z) / np.sqrt(z**2 + rest), std * np.sqrt(z**2 + rest)
         return {
             "entries": n,
             "cosine": np.stack([cosine.mean(0), *np.quantile(cosine, BAND, axis=0)]),
             "norm": np.stack([norm.mean(0), *np.quantile(norm, BAND, axis=0)]),
             "cosine.theory": np.sqrt(2 / (np.pi * n)),
-            "norm.theory": self.std * np.sqrt(n),
+            "norm.theory": std * np.sqrt(n),
         }
 
     def curves(self, result):
@@ -69,13 +73,14 @@ class WeightsLab(RealModelLab):
             Curve("random", "theory", index, rate(result["norm.theory"]), RANDOM, axes=1),
             Curve("random", "toy", index, rate(mean), RANDOM, *ends, axes=1),
         ]
-        for name, look, chosen in (("scale-invariant", INVARIANT, True), ("other", OTHER, False)):
-            mine = np.array([bool(r["invariant"]) == chosen for r in records])
+        kinds = np.array([_kind(r) for r in records])
+        cosine = np.array([max(abs(r["radial"]), FLOOR) for r in records])
+        norm = np.array([r["norm"] for r in records])
+        for kind, look in KINDS.items():
+            mine = kinds == kind
             if mine.any():
-                cosine = np.array([max(abs(r["radial"]), FLOOR) for r in records])[mine]
-                norm = np.array([r["norm"] for r in records])[mine]
-                curves.append(Curve(name, "real", index[mine], cosine, look))
-                curves.append(Curve(name, "real", index[mine], rate(norm), look, axes=1))
+                curves.append(Curve(kind, "real", index[mine], cosine[mine], look))
+                curves.append(Curve(kind, "real", index[mine], rate(norm[mine]), look, axes=1))
         return curves
 
     def axes(self):
@@ -83,3 +88,9 @@ class WeightsLab(RealModelLab):
             Axes("Along itself", "matrix", "|cos(W, gradient)|", log_y=True),
             Axes(self.right.capitalize(), "matrix", RIGHT[self.right], log_y=True),
         ]
+
+
+def _kind(record):
+    if record["invariant"] == "joint":
+        return "only together"
+    return "scale-invariant" if record["invariant"] else "not scale-invariant"
