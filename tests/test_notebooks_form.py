@@ -21,7 +21,11 @@ def lines(cell):
 
 
 def test_there_are_lessons():
-    assert [p.name for p in LESSONS][:2] == ["00_start.ipynb", "01_variance_growth.ipynb"]
+    assert [p.name for p in LESSONS][:3] == [
+        "00_start.ipynb",
+        "01_variance_growth.ipynb",
+        "02_effective_learning_rate.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.name)

@@ -74,9 +74,10 @@ class RatesLab(Lab):
             for axes, key in ((1, "norm"), (2, RIGHT[self.right][0])):
                 mean, lo, hi = result[f"{o}.{key}"]
                 step = result["step"][-len(mean) :]
-                dots = _dots(len(step), self.scale)
+                dots = _places(len(step), self.scale, 25)
                 curves.append(Curve(o, "toy", step[dots], mean[dots], STYLES[o], lo[dots], hi[dots], axes=axes))
-                curves.append(Curve(o, "theory", step, result[f"{o}.{key}.theory"], STYLES[o], axes=axes))
+                line = _places(len(step), self.scale, 200)
+                curves.append(Curve(o, "theory", step[line], result[f"{o}.{key}.theory"][line], STYLES[o], axes=axes))
                 curves += self._measured(o, key, axes)
         return curves
 
@@ -98,9 +99,9 @@ class RatesLab(Lab):
         ]
 
 
-def _dots(count, scale):
-    """Which of `count` steps are drawn as dots: evenly over the axis, linear or logarithmic."""
-    places = np.geomspace(1, count, 25) if scale == "log" else np.linspace(1, count, 25)
+def _places(count, scale, most):
+    """Which of `count` steps are drawn: at most `most`, spread evenly over the axis, linear or logarithmic."""
+    places = np.geomspace(1, count, most) if scale == "log" else np.linspace(1, count, most)
     return np.unique(places.round().astype(int)) - 1
 
 

@@ -76,7 +76,8 @@ class RatesTrainingLab(Lab):
         for axes, key in enumerate(("loss", "norm", "elr")):
             curves.append(Curve(self.optimizer, "real", result["step"], result[key], look, axes=axes))
             if axes and law:
-                curves.append(Curve(self.optimizer, "theory", np.arange(len(law[0])), law[axes - 1], look, axes=axes))
+                step = np.unique(np.linspace(0, len(law[0]) - 1, 101).astype(int))
+                curves.append(Curve(self.optimizer, "theory", step, law[axes - 1][step], look, axes=axes))
         return curves
 
     def axes(self):
