@@ -36,15 +36,15 @@ class PlasticityLab(Lab):
     def arms(self) -> list[str]:
         return [self.arm] + [self.against] * (self.against not in ("nothing", self.arm))
 
-    def stream(self):
+    def stream(self, tasks=None):
         """(fraction done, result): by arm a, "a.online", "a.norm", "a.elr" and "a.dead", one a task, from task 1 on."""
         from normkit.rates.plasticity import stream_of_tasks
 
-        result, arms = {}, self.arms()
+        result, arms, tasks = {}, self.arms(), tasks or self.tasks
         for i, arm in enumerate(arms):
             rows = []
             for report in stream_of_tasks(
-                arm, tasks=self.tasks, steps=self.steps, lr=self.lr, optimizer=self.optimizer, seed=self.seed
+                arm, tasks=tasks, steps=self.steps, lr=self.lr, optimizer=self.optimizer, seed=self.seed
             ):
                 if report["diverged"]:
                     raise FloatingPointError(
@@ -53,11 +53,11 @@ class PlasticityLab(Lab):
                 rows.append((report["online"], report["norms"][MATRIX], report["elr"][MATRIX], report["dead"]))
                 columns = dict(zip(("online", "norm", "elr", "dead"), np.array(rows).T, strict=True))
                 result = result | {f"{arm}.{key}": values for key, values in columns.items()}
-                yield (i + len(rows) / self.tasks) / len(arms), result
+                yield (i + len(rows) / tasks) / len(arms), result
 
     def compute(self, quality):
         """The result after the first task of the first net."""
-        steps = self.stream()
+        steps = self.stream(tasks=1)  # or nap_copied would first run all tasks of the net that it copies
         _, result = next(steps)
         steps.close()
         return result

@@ -42,8 +42,9 @@ class RatesTrainingLab(Lab):
             label_noise=self.noise, every=self.steps // 50,
         ):  # fmt: skip
             if report["diverged"]:
+                other = "use a norm" if self.norm == "none" else "the weight decay"
                 raise FloatingPointError(
-                    f"the loss stopped being a number at step {report['step']}: lower the learning rate, or use a norm"
+                    f"the loss stopped being a number at step {report['step']}: lower the learning rate, or {other}"
                 )
             shown = [report[key][MATRIX] for key in ("norms", "elr", "gradient")]
             rows.append((report["step"], report["loss"], report["accuracy"], *shown))
@@ -71,8 +72,7 @@ class RatesTrainingLab(Lab):
 
     def curves(self, result):
         look, law = STYLES[self.optimizer], self.law(result)
-        ends = result["step"][[0, -1]]
-        curves = [Curve("chance", "theory", ends, np.full(2, np.log(10)), CHANCE)]
+        curves = [Curve("chance", "theory", np.array([0, self.steps]), np.full(2, np.log(10)), CHANCE)]
         for axes, key in enumerate(("loss", "norm", "elr")):
             curves.append(Curve(self.optimizer, "real", result["step"], result[key], look, axes=axes))
             if axes and law:

@@ -38,11 +38,12 @@ class WeightsLab(RealModelLab):
     def records(self) -> list[dict]:
         """The measured weights: of the learner's model, or of the chosen stored one. ValueError for a profile without."""
         profile = self.real or stored()[self.model if self.model == "MiniLM" else f"weights {self.model}"]
-        if not profile.weights:
+        found = [r for r in profile.weights or () if r["radial"] is not None]
+        if not found:
             raise ValueError(
-                f"{profile.name} holds no weights: probe it with normkit.probe(model, batch, weights=True)"
+                f"{profile.name} holds no weights with a gradient: probe it with normkit.probe(model, batch, weights=True)"
             )
-        return [r for r in profile.weights if r["radial"] is not None]
+        return found
 
     def compute(self, quality):
         """Numbers of "entries" (matrices,); simulated "cosine" and "norm" (3, matrices), mean and band, and their laws."""
@@ -51,7 +52,8 @@ class WeightsLab(RealModelLab):
         std = 0.02 if self.fresh == "0.02" else np.array([np.prod(shape[1:]) for shape in shapes]) ** -0.5
         draws = stream(0, "weights lab", len(n))
         samples = 2000 if quality == "exact" else 200
-        z, rest = draws.standard_normal((samples, len(n))), draws.chisquare(n - 1, (samples, len(n)))
+        z = draws.standard_normal((samples, len(n)))
+        rest = 2 * draws.standard_gamma((n - 1) / 2, (samples, len(n)))  # chi-square, also for a matrix of one entry
         cosine, norm = np.abs(z) / np.sqrt(z**2 + rest), std * np.sqrt(z**2 + rest)
         return {
             "entries": n,
