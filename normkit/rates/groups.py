@@ -11,6 +11,7 @@ from normkit.rates.radial import ROWS, Radial, cuts, differences, null_vectors
 from normkit.rng import stream
 
 FINITE = 5  # times the tolerance: at half the length, eps weighs four times as much as at the point itself
+EXACT = 1e-3  # of the ordinary change: what finite factors may move without being asked whether it is an eps
 FEW = 8  # entries: among many parts as small as that, some are orthogonal to their gradients by chance
 POINTS, MEMORY = 16, 10**8  # at most so many copies, and numbers in them, for a model with few outputs (a scalar loss)
 BETTER = 10  # times smaller: what a bias must make the violation before its matrix counts as invariant with it only
@@ -245,4 +246,19 @@ class _Test:
             moved, expected = (torch.linalg.vector_norm(trial.outputs_at(x) - base) for x in (scaled, ordinary))
             if not moved < FINITE * self.tolerance * expected:
                 return False
+            if moved > EXACT * expected and not self._fades(group, trial, kept):
+                return False
         return True
+
+    def _fades(self, group, trial, kept):
+        """Is what a change of length moves an eps, which fades as 1 / length^2?
+
+        A saturated tanh fades as 1 / length only; a small term of a sum, as embeddings beside normalized branches are, grows.
+        """
+        outputs = []
+        for factor in (1.0, 4.0, 64.0):
+            longer = {name: w.clone() for name, w in kept.items()}
+            group.multiply_(longer, factor)
+            outputs.append(trial.outputs_at(longer))
+        near, far = (torch.linalg.vector_norm(x - outputs[2]) for x in outputs[:2])
+        return bool(far < near / 8)

@@ -437,3 +437,41 @@ def test_null_vectors_of_a_matrix_made_for_it():
     mixed = np.column_stack([c[:, 0], c[:, 1], c[:, 0] + c[:, 1]])  # null vector (1, 1, -1): no scaling of a group
     assert null_vectors(mixed, 0.02) == []
     assert null_vectors(np.column_stack([c[:, 0], np.zeros(40), -c[:, 0]]), 0.02) == [(0, 2)]
+
+
+class AddsNormalized(nn.Module):
+    """A small embedding beside a normalized branch: OLMo 2's residual stream. Only the branch's matrix is invariant."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.branch = nn.Embedding(20, 32), nn.Linear(32, 32, bias=False)
+        self.head = nn.Linear(32, 20, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.01)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        return self.head(x + torch.nn.functional.rms_norm(self.branch(x), (32,), eps=1e-12))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_terms_of_a_sum_are_no_invariants(seed):
+    torch.manual_seed(seed)  # the embedding moves the output by 1 %: less than the tolerance
+    assert [g.names for g in scale_invariant_groups(AddsNormalized(), torch.arange(20).view(4, 5))] == [
+        ("branch.weight",)
+    ]
+
+
+@pytest.mark.parametrize("act", [nn.Tanh, nn.Sigmoid, nn.Softsign])
+@pytest.mark.parametrize("gain", [30, 100, 300])
+def test_saturated_activations_are_no_invariants(act, gain):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 32), act(), nn.Linear(32, 32), act(), nn.Linear(32, 3))
+    for layer in model[0], model[2]:
+        layer.weight.data *= gain
+    assert scale_invariant_groups(model, torch.randn(64, 10)) == []
+
+
+def test_an_eps_of_one_per_cent_is_still_forgiven():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.LayerNorm(16, eps=3e-3), nn.ReLU(), nn.Linear(16, 4))
+    assert [g.names for g in scale_invariant_groups(model, torch.randn(32, 16))] == [("0.weight",)]
