@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from normkit.arrays import finite, namespace
+from normkit.checks import count, pick
 from normkit.depth.laws import SELU_ALPHA, SELU_LAMBDA
-from normkit.depth.placement import check_count, pick
 from normkit.rng import stream
 
 
@@ -127,7 +127,7 @@ def activation_profile(
     pick("activation", activation, ACTIVATIONS)
     pick("init", init, INITS)
     for name, value in (("layers", layers), ("width", width), ("samples", samples), ("seeds", seeds)):
-        check_count(name, value)
+        count(name, value)
     if inputs is not None:
         inputs = finite("inputs", np.asarray(inputs, dtype=np.float64))
         if inputs.ndim != 2 or 0 in inputs.shape:

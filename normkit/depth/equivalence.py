@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normkit.arrays import finite, floating, namespace, shaped
-from normkit.depth.placement import check, check_count, pick, residual_step, rule
+from normkit.checks import count, pick
+from normkit.depth.placement import check, residual_step, rule
 from normkit.layers import layer_norm, rms_norm
 from normkit.rng import stream
 
@@ -164,10 +165,10 @@ def random_stack(*, layers=12, width=32, hidden=64, inputs=8, outputs=8, placeme
 
     Weights N(1/fan_in, 1/fan_in). Raises ValueError for counts < 1, width < 2, an unknown placement.
     """
-    check_count("width", width, 2, "the LayerNorm of a single number is zero")
+    count("width", width, 2, "the LayerNorm of a single number is zero")
     counts = {"layers": layers, "hidden": hidden, "inputs": inputs, "outputs": outputs}
     for name, value in counts.items():
-        check_count(name, value)
+        count(name, value)
 
     def affine(rows, columns, *path):
         draws = stream(seed, "equivalence", *path)
@@ -242,8 +243,8 @@ def mean_injection(amounts, *, width=64, tokens=256, seed=0):
     sqrt(2 - 2 / sqrt(1 + c^2/v)). Row 1 recenters x + c first: zero but for roundoff. Raises ValueError for
     non-finite amounts and counts out of range.
     """
-    check_count("width", width, 2, "the LayerNorm of a single number is zero")
-    x = recenter(stream(seed, "equivalence", "injection").standard_normal((check_count("tokens", tokens), width)))
+    count("width", width, 2, "the LayerNorm of a single number is zero")
+    x = recenter(stream(seed, "equivalence", "injection").standard_normal((count("tokens", tokens), width)))
     rows = []
     for c in finite("amounts", np.atleast_1d(np.asarray(amounts, dtype=np.float64))):
         want = layer_norm(x + c, eps=EPS)

@@ -10,7 +10,8 @@ Given x_{l+1}, the way up (g_{l+1}) is independent of the way down (x_l), whose 
 
 import numpy as np
 
-from normkit.depth.placement import check, check_count, pick, rule, weight_scales
+from normkit.checks import count, pick
+from normkit.depth.placement import check, rule, weight_scales
 from normkit.profile import Profile
 from normkit.rng import stream
 
@@ -24,8 +25,8 @@ def exact_profile(placement, *, layers=64, width=128, sublayer="linear", seeds=1
     Raises ValueError for unknown names, layers or seeds < 1, width < 3, or overflow.
     """
     placement = check(placement, layers)
-    check_count("width", width, 3, "the law splits off two directions")
-    check_count("seeds", seeds)
+    count("width", width, 3, "the law splits off two directions")
+    count("seeds", seeds)
     pick("sublayer", sublayer, ("linear", "mlp"))
     gain = np.prod(weight_scales(placement, layers, 1 if sublayer == "linear" else 2)) ** 2
     rules = [rule(placement, layer, layers, mix=mix) for layer in range(layers)]

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from normkit.arrays import finite
-from normkit.depth.placement import check_count, pick
+from normkit.checks import count, pick
 from normkit.rng import stream
 
 SHARING = ("independent", "identity", "symmetric", "gaussian")
@@ -19,7 +19,7 @@ SHARING = ("independent", "identity", "symmetric", "gaussian")
 
 def path_counts(layers: int) -> tuple[int, ...]:
     """C(layers, k) paths of length k = 0..layers, exact integers; 2^layers in all. Raises ValueError for layers < 1."""
-    layers = check_count("layers", layers)
+    layers = count("layers", layers)
     return tuple(math.comb(layers, k) for k in range(layers + 1))
 
 
@@ -41,7 +41,7 @@ def path_share(layers: int, scale: float = 1.0, gain: float = 1.0):
     takes is Binomial(L, p), p = gain scale^2 / (1 + gain scale^2). At scale 1 and gain 1 the typical path takes half of
     all branches; at scale 1/sqrt(L) about one. Raises ValueError for layers < 1, a negative gain, non-finite numbers.
     """
-    layers, ratio = check_count("layers", layers), _gain(gain) * _scale(scale) * scale
+    layers, ratio = count("layers", layers), _gain(gain) * _scale(scale) * scale
     p = ratio / (1 + ratio) if ratio < 1 else 1 / (1 + 1 / ratio)
     share = np.zeros(layers + 1)
     share[0] = 1.0
@@ -58,7 +58,7 @@ def measured_paths(layers: int, scale: float = 1.0, *, width=64, gain=1.0, runs=
     any width (different paths are uncorrelated, as some matrix occurs in one of them only); `path_share` is the law of
     mean / mean.sum(). Raises ValueError for counts < 1, a negative gain, a non-finite scale, overflow.
     """
-    layers, width, runs = check_count("layers", layers), check_count("width", width), check_count("runs", runs)
+    layers, width, runs = count("layers", layers), count("width", width), count("runs", runs)
     scale, spread = _scale(scale), math.sqrt(_gain(gain) / width)
     squares = np.empty((runs, layers + 1))
     for run in range(runs):
@@ -104,7 +104,7 @@ def truncation_error(scale: float, order: int, *, layers=8, width=32, tokens=64,
 
     As scale -> 0 it falls like scale^(order+1): halving divides it by 2, 4, 8 for order 0, 1, 2.
     """
-    layers, width, tokens = check_count("layers", layers), check_count("width", width), check_count("tokens", tokens)
+    layers, width, tokens = count("layers", layers), count("width", width), count("tokens", tokens)
     weights = _draw((layers, width, width), width**-0.5, seed, "tanh")
     x = stream(seed, "expansion", "tanh-input").standard_normal((tokens, width))
     error = residual_net(x, weights, scale) - expand(x, weights, scale, order)
@@ -124,7 +124,7 @@ def sharing_variance(sharing: str, layers: int, scale: float) -> float:
     (SHARING lists them), layers < 1, a non-finite scale, overflow.
     """
     pick("sharing", sharing, SHARING)
-    layers, scale = check_count("layers", layers), np.float64(_scale(scale))  # np: inf where ** of floats raises
+    layers, scale = count("layers", layers), np.float64(_scale(scale))  # np: inf where ** of floats raises
     k = np.arange(layers, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         match sharing:
@@ -147,7 +147,7 @@ def measured_sharing(sharing: str, layers: int, scale: float, *, width=128, runs
     Raises ValueError as `sharing_variance` does, for width < 2 and runs < 1.
     """
     pick("sharing", sharing, SHARING)
-    layers, width, runs = check_count("layers", layers), check_count("width", width, 2), check_count("runs", runs)
+    layers, width, runs = count("layers", layers), count("width", width, 2), count("runs", runs)
     scale, squares = _scale(scale), np.empty(runs)
     for run in range(runs):
         whole = np.eye(width)

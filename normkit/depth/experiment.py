@@ -9,9 +9,10 @@ from collections import OrderedDict
 
 import numpy as np
 
+from normkit.checks import count, pick
 from normkit.depth.activations import ACTIVATIONS, second_moment
 from normkit.depth.exact import exact_profile
-from normkit.depth.placement import check, check_count, pick, rule, weight_scales
+from normkit.depth.placement import check, rule, weight_scales
 from normkit.profile import Profile
 from normkit.rng import stream
 
@@ -49,10 +50,10 @@ def residual_profile(
     Raises ValueError for unknown names, layers, tokens, seeds < 1, width < 2, heads that do not divide width, overflow.
     """
     placement = check(placement, layers)
-    check_count("width", width, 2, "the RMSNorm of a single number is its sign")
-    check_count("tokens", tokens)
-    check_count("seeds", seeds)
-    check_count("heads", heads)
+    count("width", width, 2, "the RMSNorm of a single number is its sign")
+    count("tokens", tokens)
+    count("seeds", seeds)
+    count("heads", heads)
     pick("sublayer", sublayer, MATRICES)
     pick("activation", activation, ACTIVATIONS)
     if width % heads:

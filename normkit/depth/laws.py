@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 
-from normkit.depth.placement import check, check_count, rule, weight_scales
+from normkit.checks import count
+from normkit.depth.placement import check, rule, weight_scales
 
 # ---- residual streams -----------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ def paper_recursion(layers, *, scaled=False):
     It grows as layers^2/4, not exponentially. scaled=True is Lemma 4.1, v <- v (1 + 1/sqrt(l v)), solved by v_l = l + 1
     at point l = 0, 1, ... . Shape (layers+1,). Raises ValueError for layers < 1.
     """
-    check_count("layers", layers)
+    count("layers", layers)
     v = np.ones(layers + 1)
     for layer in range(layers):
         v[layer + 1] = v[layer] + math.sqrt(v[layer] / (layer + 1 if scaled else 1))
@@ -114,7 +115,7 @@ def attention_overlap(logit_variance, tokens):
     Raises ValueError for negative or non-finite variance or tokens < 1.
     """
     s2 = _number("logit_variance", logit_variance, least=0.0)
-    check_count("tokens", tokens)
+    count("tokens", tokens)
     if s2 == 0.0 or tokens == 1:
         return 1.0 / tokens
     s = math.sqrt(s2)
@@ -148,7 +149,7 @@ def attention_variance(placement, layers, tokens, *, gain=1.0, mix=0.25):
     Raises ValueError as `variance` does, and for tokens < 1.
     """
     placement = check(placement, layers)
-    check_count("tokens", tokens)
+    count("tokens", tokens)
     gain = _number("gain", gain, least=0.0) * math.prod(weight_scales(placement, layers, 2)) ** 2
     out = np.ones((2, layers + 1))
     v, p = 1.0, 0.0
@@ -238,7 +239,7 @@ def selu_box(mean, variance, weight_mean=(0.0, 0.0), weight_square=(1.0, 1.0), p
     for name, (low, high) in sides.items():
         if not low <= high:
             raise ValueError(f"{name} must be (low, high) with low <= high, got {(low, high)}")
-    check_count("points", points, 2)
+    count("points", points, 2)
     grid = np.meshgrid(*(np.unique(np.linspace(*side, points)) for side in sides.values()), indexing="ij")
     new_mean, new_variance = selu_map(*grid)
     image = {"mean": new_mean, "variance": new_variance, "change": new_variance - grid[1]}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normkit.arrays import finite, floating, namespace
-from normkit.depth.placement import check_count
+from normkit.checks import count
 
 __all__ = ["Comparison", "compare", "effective_rank", "mnn", "nuclear_norm", "prepare", "rank_one"]
 
@@ -117,8 +117,8 @@ def rank_one(tokens=64, width=64, *, turn=1.0):
     the nuclear norm stays sqrt(tokens), the effective rank 1.
     Raises ValueError for an odd number of tokens (the mean token would not be 0), width < 1, turn outside 0..1.
     """
-    check_count("tokens", tokens, 2)
-    check_count("width", width)
+    count("tokens", tokens, 2)
+    count("width", width)
     if tokens % 2:
         raise ValueError(f"tokens must be even, so that the mean token is 0, got {tokens}")
     if not 0 <= turn <= 1:

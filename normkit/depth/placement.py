@@ -19,9 +19,10 @@ fixup              x + s f(x), s starts at 1; the last matrix of f starts at 0, 
 The DeepNorm paper counts N layers of two sublayers each. Here a layer is one sublayer, and N = L, the number of blocks.
 """
 
-import difflib
 import math
 from dataclasses import dataclass
+
+from normkit.checks import count, pick
 
 PLACEMENTS = (
     "none",
@@ -59,26 +60,8 @@ def check(placement: str, layers: int = 1) -> str:
     name = str(placement).strip().lower().replace("-", "_").replace(" ", "_")
     name = _SHORT.get(name, name)
     pick("placement", name, PLACEMENTS)
-    check_count("layers", layers)
+    count("layers", layers)
     return name
-
-
-def pick(kind: str, name: str, choices) -> str:
-    """The name if it is one of the choices; raises ValueError that lists them and guesses what was meant."""
-    if name not in choices:
-        near = difflib.get_close_matches(str(name), choices, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(choices)}")
-    return name
-
-
-def check_count(name: str, value: int, least: int = 1, why: str = "") -> int:
-    """The value as an int; raises TypeError when it is not an integer and ValueError when it is below `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}" + (f": {why}" if why else ""))
-    return int(value)
 
 
 def rule(placement: str, layer: int, layers: int, *, mix: float = 0.25) -> Rule:
@@ -117,7 +100,7 @@ def weight_scales(placement: str, layers: int, matrices: int) -> tuple[float, ..
     Raises ValueError for an unknown placement, layers < 1 or matrices < 1.
     """
     placement = check(placement, layers)
-    check_count("matrices", matrices)
+    count("matrices", matrices)
     if placement == "deepnorm":
         return ((8 * layers) ** -0.25,) * matrices
     if placement == "fixup":

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from normkit.arrays import floating, namespace
-from normkit.depth.placement import check_count
+from normkit.checks import count
 from normkit.depth.transformer import DigitNet, generator
 from normkit.files import digits
 from normkit.layers import layer_norm
@@ -140,13 +140,13 @@ def schedule(groups, *, start=20, gaps=2):
     for values), the final one, with gaps 2, 2, 2 and 3, and last the exceptions for special tokens.
     Raises ValueError for no name, a name that comes twice, a negative start, gaps below 1 or not one a group.
     """
-    check_count("start", start, 0)
+    count("start", start, 0)
     gaps = [gaps] * len(groups) if hasattr(gaps, "__index__") else list(gaps)
     if len(gaps) != len(groups):
         raise ValueError(f"gaps must be one number or one a group, got {len(gaps)} for {len(groups)} groups")
     plan, step = [], start
     for group, gap in zip(groups, gaps, strict=True):
-        check_count("gaps", gap)
+        count("gaps", gap)
         for name in group:
             plan.append((step, name))
             step += gap
@@ -203,9 +203,9 @@ def remove_and_finetune(
     auxiliary weight that is negative or not finite;
     FloatingPointError if a loss is not finite.
     """
-    check_count("steps", steps)
-    check_count("layers", layers)
-    check_count("finetune", finetune, 4 * (layers + 1), "each norm needs a step, and the last ones time to heal")
+    count("steps", steps)
+    count("layers", layers)
+    count("finetune", finetune, 4 * (layers + 1), "each norm needs a step, and the last ones time to heal")
     if not 0 <= token_spread <= 2:
         raise ValueError(f"token_spread must be in 0..2, got {token_spread}: the log length's standard deviation")
     if not 0 <= auxiliary < math.inf:

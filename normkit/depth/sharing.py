@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from normkit.arrays import finite
-from normkit.depth.placement import check_count, pick, residual_step
+from normkit.checks import count, pick
+from normkit.depth.placement import residual_step
 from normkit.depth.transformer import generator
 from normkit.layers import layer_norm
 from normkit.rng import stream
@@ -106,7 +107,7 @@ def train_sharing(arm, *, seed=0, steps=500, layers=8, width=32, hidden=64) -> S
     With one seed all arms have the same teacher, inputs, head and first block.
     Raises ValueError for an unknown arm or counts below 1, FloatingPointError if the training diverges.
     """
-    check_count("steps", steps)
+    count("steps", steps)
     stack = Stack(arm, layers=layers, width=width, hidden=hidden, seed=seed)
     # A name of its own for the teacher's seed, else the independent stack would start as the teacher.
     teacher_seed = int(stream(seed, "sharing", "teacher").integers(2**63))
@@ -144,7 +145,7 @@ def _copies(arm, layers, width, hidden):
     """How many blocks and how many LayerNorms the arm stores."""
     pick("arm", arm, ARMS)
     for name, value in (("layers", layers), ("width", width), ("hidden", hidden)):
-        check_count(name, value)
+        count(name, value)
     return layers if arm == "independent" else 1, 1 if arm == "shared" else layers
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normkit.arrays import finite, floating, namespace, shaped
-from normkit.depth.placement import check_count, pick
+from normkit.checks import count, pick
 from normkit.layers import rms_norm
 
 __all__ = ["ARMS", "Sink", "gated_norm", "pre_affine", "rest_gain", "sink_height", "train_sink"]
@@ -101,7 +101,7 @@ def train_sink(arm="plain", *, gain=0.1, seed=0, steps=1500, clips=(20.0, 10.0, 
 
     pick("arm", arm, ARMS)
     sink_height(gain, 1.0)
-    check_count("steps", steps)
+    count("steps", steps)
     clips = np.asarray(clips, float)
     if clips.ndim != 1 or not (clips > 0).all():
         raise ValueError(f"clips must be a sequence of positive levels, got {clips}")

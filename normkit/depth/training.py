@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from normkit.depth.placement import check_count, pick
+from normkit.checks import count, pick
 from normkit.depth.transformer import Transformer, generator
 from normkit.profile import Profile
 
@@ -56,8 +56,8 @@ def train(
     """
     pick("task", task, TASKS)
     for name, value in (("steps", steps), ("every", every)):
-        check_count(name, value)
-    check_count("warmup", warmup, least=0)
+        count(name, value)
+    count("warmup", warmup, least=0)
     if not (isinstance(lr, float | int) and math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr must be a positive number, got {lr!r}")
     draw, vocabulary = TASKS[task]
@@ -117,7 +117,7 @@ def mean_squares(tensors) -> np.ndarray:
 def trained_profile(placement, *, lr=4e-3, steps=300, seeds=3, **options) -> Profile:
     """Profile of networks after `train`; runs are seeds. The gradient is scaled to mean square 1 at the last block, as
     in the toys. Raises ValueError when a run diverges, and as `train` does."""
-    check_count("seeds", seeds)
+    count("seeds", seeds)
     variance, gradient = [], []
     for seed in range(seeds):
         *_, last = train(placement, lr=lr, steps=steps, seed=seed, every=steps, **options)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from normkit.checks import count, pick
 from normkit.depth import placement as place
 from normkit.rng import stream
 
@@ -118,9 +119,9 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         placement = place.check(placement, layers)
-        place.pick("norm", norm, NORMS)
+        pick("norm", norm, NORMS)
         for name, value in (("vocabulary", vocabulary), ("context", context), ("width", width), ("heads", heads)):
-            place.check_count(name, value)
+            count(name, value)
         if width % heads:
             raise ValueError(f"heads must divide width, got {heads} heads and width {width}")
         self.placement, self.norm, self.context = placement, norm, context
@@ -156,8 +157,8 @@ class DigitNet(nn.Module):
     def __init__(self, placement, *, layers=12, width=32, norm="rmsnorm", seed=0):
         super().__init__()
         placement = place.check(placement, layers)
-        place.pick("norm", norm, NORMS)
-        place.check_count("width", width)
+        pick("norm", norm, NORMS)
+        count("width", width)
         self.placement, self.first, self.head = placement, _matrix(64, width), _matrix(width, 10)
         self.blocks = nn.ModuleList(
             Sublayer(MLP(width, _bias(placement)), placement, i, layers, norm, width) for i in range(layers)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from normkit.arrays import accelerated
+from normkit.checks import count, positive
 from normkit.rates import laws
-from normkit.rates.checks import count, positive
 from normkit.rng import stream
 
 BLOCK = 1 << 16  # random numbers in a block of one run; 256 KiB, of which at most 512 are kept

@@ -93,7 +93,7 @@ class RatesLab(Lab):
     def axes(self):
         log = {"log_x": self.scale == "log", "log_y": self.scale == "log"}
         return [
-            Axes("On its sphere", "w₁", "w₂", equal=True),
+            Axes("On its sphere", *(("w₁", "w₂") if self.view == "circle" else ("across", "up")), equal=True),
             Axes("Radius", "step", "‖w‖ / ‖w‖ at the start", **log),
             Axes("Steps", "step", RIGHT[self.right][1], **log),
         ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normkit.rates.checks import count, pick
+from normkit.checks import count, pick
 
 WD_RATIO = 0.1  # of SGDP and AdamP: how much of the decay is left for scale-invariant weights
 

@@ -17,7 +17,7 @@ except ImportError as error:
 from torch import nn
 
 from normkit.arrays import finite
-from normkit.rates.checks import count, positive
+from normkit.checks import count, positive
 from normkit.rates.training import data, generator
 from normkit.rng import stream
 

@@ -5,7 +5,7 @@ try:
 except ImportError as error:
     raise ImportError("normkit.rates.muon needs torch; pip install 'normkit[torch]'") from error
 
-from normkit.rates.checks import count, positive
+from normkit.checks import count, positive
 from normkit.rates.spectral import MUON, mup_scale, newton_schulz
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from normkit.rates.checks import count, pick
+from normkit.checks import count, pick
 from normkit.rates.groups import Group, scale_invariant_groups, split
 from normkit.rates.insertion import insert_norms, is_norm
 

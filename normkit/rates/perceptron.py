@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normkit.arrays import finite
-from normkit.rates.checks import count, positive
+from normkit.checks import count, positive
 
 
 @dataclass(frozen=True)

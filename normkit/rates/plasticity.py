@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from normkit.rates.checks import count, pick, positive
+from normkit.checks import count, pick, positive
 from normkit.rates.training import CLASSES, Learner, Net, data, generator
 
 POINTS, BATCH = 256, 64

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from normkit.arrays import finite
-from normkit.rates.checks import count, pick, positive
+from normkit.checks import count, pick, positive
 from normkit.rng import stream
 
 WEIGHT_POWER = {"l2": -2, "l1": -1}  # SGD: one over the squared L2 norm; Adam: one over the L1 norm

@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from normkit.arrays import finite, floating, namespace
-from normkit.rates.checks import count, positive
+from normkit.checks import count, positive
 
 MUON = (3.4445, -4.7750, 2.0315)  # steepest at 0, does not converge: singular values end between 0.68 and 1.2
 CUBIC = (1.5, -0.5, 0.0)  # converges to the polar factor, slowly for small singular values

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from normkit.checks import count, pick, positive
 from normkit.files import digits
-from normkit.rates.checks import count, pick, positive
 from normkit.rates.elr import effective_lr
 from normkit.rates.groups import Group
 from normkit.rates.laws import rule

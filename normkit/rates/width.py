@@ -18,7 +18,7 @@ except ImportError as error:
 from torch import nn
 from torch.nn import functional as F
 
-from normkit.rates.checks import count, pick, positive
+from normkit.checks import count, pick, positive
 from normkit.rates.training import data, generator
 from normkit.rng import stream
 

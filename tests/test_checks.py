@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from normkit.rates.checks import count, pick, positive
+from normkit.checks import count, pick, positive
 
 
 def test_good_values_come_back():
@@ -38,6 +38,15 @@ def test_zero_only_where_allowed():
         positive("lr", 0.0)
 
 
-def test_pick_lists_the_choices():
-    with pytest.raises(ValueError, match="unknown norm 'l3'; choose from l1, l2"):
-        pick("norm", "l3", ("l1", "l2"))
+def test_pick_guesses_and_lists_the_choices():
+    with pytest.raises(
+        ValueError, match=r"unknown norm 'layernrm': did you mean 'layernorm'\? choose from layernorm, none"
+    ):
+        pick("norm", "layernrm", ("layernorm", "none"))
+    with pytest.raises(ValueError, match="unknown norm 'q': choose from layernorm, none"):
+        pick("norm", "q", ("layernorm", "none"))
+
+
+def test_a_count_says_why_it_must_not_be_smaller():
+    with pytest.raises(ValueError, match="width must be at least 2, got 1: a norm of one number is its sign"):
+        count("width", 1, 2, "a norm of one number is its sign")

@@ -1,0 +1,3 @@
+"""The attention theme's claims."""
+
+CLAIMS = ()
