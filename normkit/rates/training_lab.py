@@ -18,7 +18,8 @@ class RatesTrainingLab(Lab):
     """Growing weights anneal themselves: a net with norms learns digits while you watch its effective learning rate
 
     Press Train. Loss by step; norm and effective learning rate of the second hidden matrix. Lines are the laws of random
-    gradients, given the sizes of those that were measured. Without a norm nothing is scale-invariant, and there is no law.
+    gradients as large as those measured; what is still to come is foretold with the last. Without a norm nothing is
+    scale-invariant, and there is no law.
     """
 
     optimizer: str = choice("momentum", *laws.OPTIMIZERS, label="Optimizer", help="What turns gradients into steps.")
@@ -59,13 +60,12 @@ class RatesTrainingLab(Lab):
         return result
 
     def law(self, result):
-        """Norm and effective learning rate (steps so far + 1,) for random gradients as large as those measured; None without."""
+        """Norm and effective learning rate (steps+1,) for random gradients as large as those measured; None without."""
         if self.norm == "none" or self.schedule != "constant":
             return None
-        steps = max(1, int(result["step"][-1]))
-        grad = np.interp(np.arange(steps), result["step"], np.maximum(result["gradient"], 1e-12))
+        grad = np.interp(np.arange(self.steps), result["step"], np.maximum(result["gradient"], 1e-12))
         norm, _ = laws.trajectory(
-            self.optimizer, steps, lr=self.lr, weight_decay=self.weight_decay,
+            self.optimizer, self.steps, lr=self.lr, weight_decay=self.weight_decay,
             project=self.project == "on", radius=result["norm"][0], grad_norm=grad, dim=DIM,
         )  # fmt: skip
         return norm, self.lr / norm ** (1 if laws.rule(self.optimizer).adaptive else 2)

@@ -87,8 +87,8 @@ class WeightsLab(RealModelLab):
 
     def axes(self):
         return [
-            Axes("Along itself", "matrix", "|cos(W, gradient)|", log_y=True),
-            Axes(self.right.capitalize(), "matrix", RIGHT[self.right], log_y=True),
+            Axes("Along itself", "matrix, in the model's order", "|cos(W, gradient)|", log_y=True),
+            Axes(self.right.capitalize(), "matrix, in the model's order", RIGHT[self.right], log_y=True),
         ]
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 CALM = [
@@ -149,3 +150,17 @@ class Page:
                 data: s.querySelector('.js-plotly-plot').data.map(t => ({name: t.name, mode: t.mode, fill: t.fill ?? null,
                     xaxis: t.xaxis, x: [...t.x], y: [...t.y], z: t.z ? t.z.map(row => [...row]) : null}))})"""
         )
+
+
+def assert_drawn(shown, lab, rtol=1e-9):
+    """Every curve on the screen is the curve of lab.run(), number for number."""
+    want = lab.picture(lab.run())["data"]
+    assert shown["controls"] == lab.controls()
+    assert shown["quality"] == "exact"
+    assert [t["name"] for t in shown["data"]] == [t["name"] for t in want]
+    for have, trace in zip(shown["data"], want, strict=True):
+        np.testing.assert_array_equal(have["x"], trace["x"])
+        # the law is sampled in another process: BLAS and libm may round otherwise there
+        np.testing.assert_allclose(have["y"], trace["y"], rtol=rtol)
+        if "z" in trace:
+            np.testing.assert_allclose(have["z"], trace["z"], rtol=rtol)

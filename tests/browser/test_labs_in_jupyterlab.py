@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from jupyter_page import assert_drawn
 from playwright.sync_api import expect
 
 import normkit
@@ -20,20 +21,6 @@ def depth(notebook):
     page.run_all()
     page.at_rest()
     return page
-
-
-def assert_drawn(shown, lab):
-    """Every curve on the screen is the curve of lab.run(), number for number."""
-    want = lab.picture(lab.run())["data"]
-    assert shown["controls"] == lab.controls()
-    assert shown["quality"] == "exact"
-    assert [t["name"] for t in shown["data"]] == [t["name"] for t in want]
-    for have, trace in zip(shown["data"], want, strict=True):
-        np.testing.assert_array_equal(have["x"], trace["x"])
-        # the law is sampled in another process: BLAS and libm may round otherwise there
-        np.testing.assert_allclose(have["y"], trace["y"], rtol=1e-9)
-        if "z" in trace:
-            np.testing.assert_allclose(have["z"], trace["z"], rtol=1e-9)
 
 
 def test_keys_move_the_slider_and_the_drawn_numbers_are_the_labs(depth):

@@ -148,12 +148,14 @@ def test_sgds_law_is_the_growth_of_tangent_steps():
     want = [3.0]
     for g in (2, 4, 6, 8, 10, 9, 8, 7, 6, 5):
         want.append(np.sqrt(((1 - decay) * want[-1]) ** 2 + (0.4 * g / want[-1]) ** 2))
-    np.testing.assert_allclose(norm, want, rtol=1e-12)
-    np.testing.assert_allclose(elr, 0.4 / np.square(want), rtol=1e-12)
+    np.testing.assert_allclose(norm[:11], want, rtol=1e-12)
+    np.testing.assert_allclose(elr[:11], 0.4 / np.square(want), rtol=1e-12)
+    after = np.sqrt(((1 - decay) * want[-1]) ** 2 + (0.4 * 4 / want[-1]) ** 2)  # foretold with the last look's gradient
+    assert norm[11] == pytest.approx(after) and len(norm) == len(elr) == 301
 
 
 def test_adams_law_grows_by_its_number_of_entries():
-    lab = RatesTrainingLab(optimizer="adam", lr=0.0125)
+    lab = RatesTrainingLab(optimizer="adam", lr=0.0125, steps=1000)
     step = np.arange(1001)
     want = np.sqrt(11.0**2 + 0.0125**2 * 64**2 * step)
     norm, elr = lab.law(measured(step, want, want))  # as large as the weight: its gradient never changes its size
@@ -162,12 +164,16 @@ def test_adams_law_grows_by_its_number_of_entries():
     np.testing.assert_allclose(elr, 0.0125 / norm)
 
 
-def test_the_law_is_drawn_as_far_as_the_run_has_come():
-    lab = RatesTrainingLab(**SHORT, optimizer="sgd")
+def test_the_law_is_drawn_over_the_whole_run_and_learns_from_what_is_measured():
+    lab, before = RatesTrainingLab(**SHORT, optimizer="sgd"), None
     for _, result in lab.stream():
         law = by_name(lab, result)["sgd (theory)", 1]
-        assert law.x.tolist() == list(range(max(1, int(result["step"][-1])) + 1))
-        assert law.y[0] == result["norm"][0]
+        assert law.x.tolist() == list(range(101)) and law.y[0] == result["norm"][0]
+        if before is not None:  # what was foretold changes, what was is kept
+            known = int(result["step"][-2]) + 1
+            np.testing.assert_array_equal(law.y[:known], before[:known])
+            assert not np.array_equal(law.y, before) or result["step"][-1] == 100
+        before = law.y
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "batchnorm"])
