@@ -10,6 +10,7 @@ from normkit.rates import laws
 from normkit.rates.experiment import equilibrium_grid, spherical_walk
 
 OPTIMIZERS = tuple(laws.OPTIMIZERS)
+HEAVY = ("momentum", "sgdp")  # those that the slider of momentum moves
 STYLES = {name: style(i) for i, name in enumerate(OPTIMIZERS)}
 GREY, HERE = Style(COLORS["grey"], "solid", "circle"), Style(COLORS["vermilion"], "solid", "x")
 DIM, BAND = 64, (0.05, 0.95)
@@ -84,8 +85,8 @@ class RatesLab(Lab):
     def _measured(self, optimizer, key, axes):
         from normkit.rates.real import load_real
 
-        real = load_real(optimizer, self.lr, self.weight_decay, self.project == "on") if self.momentum == 0.9 else None
-        if real is None:
+        real = load_real(optimizer, self.lr, self.weight_decay, self.project == "on")
+        if real is None or (optimizer in HEAVY and self.momentum != 0.9):
             return []
         seen = real["step"] <= self.steps
         return [Curve(optimizer, "real", real["step"][seen], real[key][seen], STYLES[optimizer], axes=axes)]
@@ -171,7 +172,9 @@ class EquilibriumLab(Lab):
     def _measured(self, along_lr, lr, look):
         from normkit.rates.real import load_real
 
-        if self.momentum != 0.9 or self.coupling == "decoupled" or (along_lr and self.weight_decay != 0.1):
+        other = self.optimizer in HEAVY and self.momentum != 0.9
+        other |= self.optimizer == "momentum" and self.coupling == "decoupled"
+        if other or (along_lr and self.weight_decay != 0.1):
             return []
         points = []
         for rate in self.declared()["lr"].values if along_lr else [lr]:

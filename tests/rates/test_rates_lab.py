@@ -12,8 +12,8 @@ from normkit.rates import laws
 from normkit.rates.lab import OPTIMIZERS, STYLES
 
 
-def by_name(lab):
-    return {(c.label, c.axes): c for c in lab.curves(lab.run()) if not isinstance(c, Heat)}
+def by_name(lab, quality="exact"):
+    return {(c.label, c.axes): c for c in lab.curves(lab.run(quality)) if not isinstance(c, Heat)}
 
 
 def settings_id(settings):
@@ -107,7 +107,24 @@ def test_real_dots_are_the_recorded_runs_and_only_where_there_are_any():
     np.testing.assert_array_equal(by_name(lab)["adam (real model)", 2].y, real["angle"])
     assert by_name(lab)["adam (real model)", 1].style == STYLES["adam"]
     assert by_name(lab.set(steps=125))["adam (real model)", 1].x.max() <= 125
-    assert ("adam (real model)", 1) not in by_name(lab.set(momentum=0.5))
+    assert ("adam (real model)", 1) in by_name(lab.set(momentum=0.5))  # which is not Adam's
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_momentum_hides_the_real_dots_of_those_whose_picture_it_changes(optimizer):
+    for lab in (RatesLab(optimizer=optimizer, steps=125), EquilibriumLab(optimizer=optimizer)):
+        label, key = f"{optimizer} (theory)", (f"{optimizer} (real model)", 1)
+        before, after = by_name(lab, "coarse"), by_name(lab.set(momentum=0.5), "coarse")
+        changed = not np.array_equal(before[label, 1].y, after[label, 1].y)
+        assert changed == (optimizer in ("momentum", "sgdp"))
+        assert key in before and (key in after) != changed
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_decoupling_hides_the_real_dots_of_the_one_whose_picture_it_changes(optimizer):
+    curves = [by_name(EquilibriumLab(optimizer=optimizer, coupling=c), "coarse") for c in ("coupled", "decoupled")]
+    before, after = (c[f"{optimizer} (theory)", 1].y for c in curves)
+    assert np.array_equal(before, after) == ((f"{optimizer} (real model)", 1) in curves[1])
 
 
 def test_the_first_step_of_the_real_net_turns_as_far_as_that_of_the_walk():
@@ -142,8 +159,7 @@ def test_the_simulated_equilibrium_is_the_law(optimizer):
 def test_real_equilibria_are_where_they_were_measured():
     assert ("adam (real model)", 1) in by_name(EquilibriumLab(optimizer="adam"))
     assert by_name(EquilibriumLab(optimizer="adam", cut="weight decay"))["adam (real model)", 1].x.tolist() == [0.1]
-    for elsewhere in ({"weight_decay": 0.2}, {"momentum": 0.5}, {"coupling": "decoupled"}):
-        assert ("adam (real model)", 1) not in by_name(EquilibriumLab(optimizer="adam", **elsewhere))
+    assert ("adam (real model)", 1) not in by_name(EquilibriumLab(optimizer="adam", weight_decay=0.2))
 
 
 def test_states_travel(tmp_path):
