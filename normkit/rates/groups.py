@@ -1,5 +1,6 @@
 """Which weights a network does not feel the length of: scale-invariant groups of any torch model, found by testing."""
 
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,8 +133,8 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     Raises TypeError for no Module, ValueError for inputs that do not run or cannot be guessed, and for parameters or
     outputs that are not finite.
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}")
+    if not isinstance(tolerance, numbers.Real) or not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance!r}")
     trials = [GenericCopy(model, inputs, seed, 0)]
     sizes = [p.numel() for p in trials[0].parameters.values()]
     points = min(-(-ROWS * len(sizes) // trials[0].base.numel()), POINTS, MEMORY // (sum(sizes) or 1))

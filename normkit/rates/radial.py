@@ -11,6 +11,7 @@ COTANGENTS = 4  # at each point; an ordinary weight passes eight tests at a tole
 STEP = 1e-3  # of log |w| in central differences: errors of 1e-6, and 1e-4 where a norm layer works in float32
 ENTRIES = 4096  # of the outputs that a difference is looked at
 CLEAR = 1e-5  # of the largest effect: less may be rounding, where a layer works in float32, and spoils a null space
+LEAST = 1e-3, 0.05  # pivots: small where the rows are unlike in size, less so where an eps blurs the zeros
 ROWS = 4  # equations for each tensor, before a null space means something
 
 
@@ -115,7 +116,8 @@ def null_vectors(columns, tolerance, vectors=()):
     columns: (rows, n); columns of zeros are left out. Minimal sets only. A basis of the null space in reduced row
     echelon form shows them, after one or two of its rows are added where an entry is -1. What is no pivot is likelier
     to be in the sets, so it is taken from the left, from the right, and with the columns in `vectors` first (the last
-    matrices stay); and at several thresholds, for what is zero to rounding and what is zero up to a norm layer's eps.
+    matrices stay); and for every number of smallest singular values, since what is zero to rounding, what is zero up to a
+    norm layer's eps and what is small by chance may lie close together.
     """
     size = np.linalg.norm(columns, axis=0)
     used = np.flatnonzero(size > 0)
@@ -128,26 +130,26 @@ def null_vectors(columns, tolerance, vectors=()):
     _, singular, right = np.linalg.svd(columns / size, full_matrices=True)
     singular = np.pad(singular, (0, len(right) - len(singular)))
     found, every = set(), list(range(len(size)))
-    for threshold in (tolerance / 100, tolerance / 10, tolerance):
-        basis = right[singular < threshold] / size
-        if len(basis):
-            for order in (every, every[::-1], [*vectors, *sorted(set(every) - set(vectors))]):
-                rows = np.empty_like(basis)
-                rows[:, order] = _echelon(basis[:, order])
-                found |= {tuple(np.flatnonzero(z)) for z in _zero_one(rows)}
+    for first in np.flatnonzero(singular < tolerance)[::-1]:
+        basis = right[first:] / size
+        orders = every, every[::-1], [*vectors, *sorted(set(every) - set(vectors))]
+        for order, least in itertools.product(orders, LEAST):
+            rows = np.empty_like(basis)
+            rows[:, order] = _echelon(basis[:, order], least)
+            found |= {tuple(np.flatnonzero(z)) for z in _zero_one(rows)}
     found = [s for s in found if np.linalg.norm(columns[:, s].sum(1)) < tolerance * np.linalg.norm(size[list(s)])]
     return sorted((s for s in found if not any(set(o) < set(s) for o in found)), key=lambda s: (len(s), s))
 
 
-def _echelon(basis):
-    """Reduced row echelon form; entries below a thousandth of their row's largest are no pivots."""
+def _echelon(basis, least):
+    """Reduced row echelon form; entries below `least` of their row's largest are no pivots."""
     rows = basis / np.abs(basis).max(1, keepdims=True)
     done = 0
     for column in range(rows.shape[1]):
         if done == len(rows):
             break
         pivot = done + int(np.abs(rows[done:, column]).argmax())
-        if np.abs(rows[pivot, column]) < 1e-3 * np.abs(rows[pivot]).max():
+        if np.abs(rows[pivot, column]) < least * np.abs(rows[pivot]).max():
             continue
         rows[[done, pivot]] = rows[[pivot, done]]
         rows[done] /= rows[done, column]

@@ -475,3 +475,30 @@ def test_an_eps_of_one_per_cent_is_still_forgiven():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.LayerNorm(16, eps=3e-3), nn.ReLU(), nn.Linear(16, 4))
     assert [g.names for g in scale_invariant_groups(model, torch.randn(32, 16))] == [("0.weight",)]
+
+
+class PreActivation(nn.Module):
+    """A residual network of BatchNorms: the stream is read through them only, so stem and branch ends double together."""
+
+    def __init__(self):
+        super().__init__()
+        branch = nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Sequential(*map(copy.deepcopy, branch * 2)) for _ in range(3))
+        for end in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+            end.reset_parameters()
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.norm(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_residual_stream_behind_batch_norms_is_found_in_spite_of_eps(seed):
+    torch.manual_seed(seed)
+    found = {g.names for g in scale_invariant_groups(PreActivation(), torch.randn(16, 3, 8, 8))}
+    assert ("stem.weight", *(f"blocks.{i}.5.weight" for i in range(3))) in found
+    assert {(f"blocks.{i}.2.weight",) for i in range(3)} <= found  # row by row
