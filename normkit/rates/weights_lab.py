@@ -23,7 +23,7 @@ class WeightsLab(RealModelLab):
 
     Left: cosine between each matrix and its gradient, 0 where the size does not matter; the line and the dots with a band
     are two random directions. Right: the dots with a band are fresh matrices. Some matrices are scale-invariant only when
-    they are scaled together, as are all that write to a Pre-LN stream. `real` is a Profile of your own model, from
+    they are scaled together, as are all that write to a Pre-LN stream; `lab.records()` tells each by its name. `real` is a Profile of your own model, from
     normkit.probe(model, batch, weights=True).
     """
 
@@ -87,8 +87,8 @@ class WeightsLab(RealModelLab):
 
     def axes(self):
         return [
-            Axes("Along itself", "matrix, in the model's order", "|cos(W, gradient)|", log_y=True),
-            Axes(self.right.capitalize(), "matrix, in the model's order", RIGHT[self.right], log_y=True),
+            Axes("Along itself", "matrix number", "|cos(W, gradient)|", log_y=True),
+            Axes(self.right.capitalize(), "matrix number", RIGHT[self.right], log_y=True),
         ]
 
 
