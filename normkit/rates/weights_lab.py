@@ -23,8 +23,8 @@ class WeightsLab(RealModelLab):
 
     Left: cosine between each matrix and its gradient, 0 where the size does not matter; the line and the dots with a band
     are two random directions. Right: the dots with a band are fresh matrices. Some matrices are scale-invariant only when
-    they are scaled together, as are all that write to a Pre-LN stream; `lab.records()` tells each by its name. `real` is a Profile of your own model, from
-    normkit.probe(model, batch, weights=True).
+    they are scaled together, as are all that write to a Pre-LN stream; `lab.records()` tells each by its name. `real` is
+    a Profile of your own model, from normkit.probe(model, batch, weights=True).
     """
 
     model: str = choice(
