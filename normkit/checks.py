@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Hashable
 
 
 def count(name: str, value: int, least: int = 1, why: str = "") -> int:
@@ -14,7 +15,9 @@ def count(name: str, value: int, least: int = 1, why: str = "") -> int:
 
 
 def positive(name: str, value: float, zero: bool = False) -> float:
-    """The value, a finite number above 0 (with `zero`, 0 is allowed); else ValueError."""
+    """The value, a finite number above 0 (with `zero`, 0 is allowed); else ValueError, TypeError for what is no number."""
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         raise ValueError(f"{name} must be a finite {'non-negative' if zero else 'positive'} number, got {value}")
     return value
@@ -22,7 +25,7 @@ def positive(name: str, value: float, zero: bool = False) -> float:
 
 def pick(kind: str, name: str, choices) -> str:
     """The name if it is one of the choices; ValueError that lists them, and guesses what was meant, if not."""
-    if name not in choices:
+    if not isinstance(name, Hashable) or name not in choices:
         near = difflib.get_close_matches(str(name), map(str, choices), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(map(str, choices))}")

@@ -33,6 +33,18 @@ def test_positive_is_finite_and_above_zero(value, zero):
         positive("lr", value, zero)
 
 
+@pytest.mark.parametrize("value", ["0.1", None, True, [0.1]])
+def test_positive_is_a_number(value):
+    with pytest.raises(TypeError, match="lr must be a number, got "):
+        positive("lr", value)
+
+
+@pytest.mark.parametrize("value", [[], None, {"l1": 1}, 3])
+def test_what_is_no_name_is_not_picked(value):
+    with pytest.raises(ValueError, match=r"unknown norm .*choose from l1, l2"):
+        pick("norm", value, {"l1": 1, "l2": 2})
+
+
 def test_zero_only_where_allowed():
     with pytest.raises(ValueError, match="positive number, got 0"):
         positive("lr", 0.0)

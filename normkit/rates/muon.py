@@ -46,7 +46,7 @@ class MuonPP(torch.optim.Optimizer):
     def _check(self, group):
         for name in ("lr", "weight_decay"):
             positive(name, group[name], zero=True)
-        if not 0 <= group["momentum"] < 1:
+        if positive("momentum", group["momentum"], zero=True) >= 1:
             raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}")
         count("steps", group["steps"], 0)
         for p in group["params"]:

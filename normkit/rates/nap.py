@@ -1,12 +1,13 @@
 """Normalize-and-Project: norm layers, and weights that keep their length (Lyle et al. 2024, 2407.01800)."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from normkit.checks import count, pick
+from normkit.checks import count, pick, positive
 from normkit.rates.groups import Group, scale_invariant_groups, split
 from normkit.rates.insertion import insert_norms, is_norm
 
@@ -36,7 +37,12 @@ class NormalizeAndProject:
     ):
         count("every", every)
         pick("gains", gains, ("project", "decay", "free"))
-        if not 0 <= gain_decay <= 1:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"NormalizeAndProject needs a torch.nn.Module, got {type(model).__name__}")
+        groups = list(groups) if isinstance(groups, Iterable) else groups
+        if groups is not None and not (isinstance(groups, list) and all(isinstance(g, Group) for g in groups)):
+            raise TypeError(f"groups must be a list as scale_invariant_groups returns, got {groups!r}")
+        if positive("gain_decay", gain_decay, zero=True) > 1:
             raise ValueError(f"gain_decay is the fraction that goes per projection, in [0, 1], got {gain_decay}")
         self.inserted = [] if normalize == "as_is" else insert_norms(model, normalize, inputs, seed)
         self.model, self.every, self.gains, self.gain_decay = model, every, gains, gain_decay
@@ -48,7 +54,7 @@ class NormalizeAndProject:
             affine = [p for p in affine if isinstance(p, nn.Parameter)]
             self._gains += [affine] if affine else []
         gain_names = {names[id(p)] for affine in self._gains for p in affine}
-        groups = scale_invariant_groups(model, inputs, seed=seed) if groups is None else list(groups)
+        groups = scale_invariant_groups(model, inputs, seed=seed) if groups is None else groups
         self.groups, self._anchors = _measurable([g for g in groups if not gain_names & set(g.names)])
         if not self.groups:
             raise ValueError(

@@ -7,6 +7,7 @@ authors' released code, and so are the names in the state: its checkpoints load.
 """
 
 import math
+import numbers
 
 try:
     import torch
@@ -78,8 +79,8 @@ class _Projecting(Optimizer):
                 raise TypeError(f"{type(self).__name__} needs real floating parameters, got one of {p.dtype}")
         for name in ("lr", "weight_decay", "eps", "wd_ratio"):
             _within(name, group[name], 0, math.inf)
-        if not group["delta"] >= 0:  # infinity is allowed: always project
-            raise ValueError(f"delta must be a number >= 0, got {group['delta']!r}")
+        if group["delta"] != math.inf:  # which is allowed: always project
+            _within("delta", group["delta"], 0, math.inf)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -199,7 +200,10 @@ class AdamP(_Projecting):
 
     def _check(self, group):
         super()._check(group)
-        for name, beta in zip(("betas[0]", "betas[1]"), group["betas"], strict=True):
+        betas = group["betas"]
+        if not (isinstance(betas, tuple | list) and len(betas) == 2):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        for name, beta in zip(("betas[0]", "betas[1]"), betas, strict=True):
             _within(name, beta, 0, 1)
 
     def _update(self, w, g, state, group):
@@ -217,7 +221,10 @@ class AdamP(_Projecting):
 
 
 def _within(name, value, low, high):
-    """ValueError unless low <= value < high (low itself excluded if it is infinite)."""
+    """ValueError unless low <= value < high (low itself excluded if it is infinite); TypeError for what is no number."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number and not (torch.is_tensor(value) and value.numel() == 1):
+        raise TypeError(f"{name} must be a number, got {value!r}")
     if not (low <= value < high and value > -math.inf):
         rule = "a finite number" if low == -math.inf else f"a finite number >= {low}"
         raise ValueError(f"{name} must be {rule}{f' and below {high}' if high < math.inf else ''}, got {value!r}")

@@ -71,11 +71,10 @@ def bounds(n: int, radius: float, margin: float, step: float = math.inf) -> tupl
     R^2/mu^2 + 2 log(2n-1)/(step mu^2). Raises ValueError unless n >= 1 and 0 < margin <= radius and step > 0.
     """
     count("n", n)
-    positive("margin", margin)
-    if not radius >= margin or math.isinf(radius):
+    if positive("radius", radius) < positive("margin", margin):
         raise ValueError(f"no margin exceeds the radius: got margin {margin} and radius {radius}")
-    if not step > 0:
-        raise ValueError(f"step must be positive, got {step}")
+    if step != math.inf:
+        positive("step", step)
     ratio = float(radius / margin) ** 2
     return n * ratio, ratio + 2 * math.log(2 * n - 1) / (step * margin**2)
 

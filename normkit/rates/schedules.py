@@ -48,7 +48,7 @@ def median_filter(values, fraction: float) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be one axis of at least 2 numbers, got shape {values.shape}")
-    if not 0 <= fraction <= 1:
+    if positive("the smoothing fraction", fraction, zero=True) > 1:
         raise ValueError(f"the smoothing fraction must lie in [0, 1], got {fraction}")
     half = int(fraction * len(values)) // 2
     padded = np.pad(np.pad(values, (0, half), "reflect"), (half, 0), "edge")

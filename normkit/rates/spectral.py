@@ -8,6 +8,8 @@ take NumPy arrays, torch tensors and others of the array API.
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from normkit.arrays import finite, floating, namespace
 from normkit.checks import count, positive
 
@@ -38,6 +40,7 @@ def spectral_norm(w):
 
 def spectral_condition(w, dw) -> Condition:
     """Condition 1 of 2310.17813 for one weight w (n_out, n_in) and one update dw of the same shape."""
+    _matrix(w), _matrix(dw)
     if tuple(dw.shape) != tuple(w.shape) or w.ndim != 2:
         raise ValueError(f"w and dw must be two matrices of one shape, got {tuple(w.shape)} and {tuple(dw.shape)}")
     scale = mup_scale(*w.shape)
@@ -78,8 +81,11 @@ def newton_schulz(g, steps: int = 5, coefficients=MUON, eps: float = 1e-7):
 
 
 def singular_value_map(s, steps: int = 5, coefficients=MUON):
-    """What `newton_schulz` makes of singular values s in [0, 1] (those after the division by ||g||_F)."""
+    """What `newton_schulz` makes of singular values s in [0, 1] (those after the division by ||g||_F); ValueError for others."""
     a, b, c = coefficients
+    sizes = np.asarray(s)
+    if sizes.dtype.kind not in "fiu" or not (np.isfinite(sizes) & (sizes >= 0)).all():
+        raise ValueError(f"singular values are finite numbers >= 0, got {s!r}")
     for _ in range(count("steps", steps, 0)):
         s = a * s + b * s**3 + c * s**5
     return s

@@ -7,6 +7,7 @@ torch.nn.utils.parametrizations.weight_norm is the one for weight normalization.
 """
 
 import math
+import numbers
 
 try:
     import torch
@@ -144,9 +145,11 @@ def compander(v, a, b, c, eps=1e-3):
     A stand-in: the paper asks for a function that bounds the weights and is steep at zero, so that weights leave it,
     with parameters that can learn; we could not read its exact formula, and this is our own of that kind. Odd and
     increasing, |w| < a; b is the width; c >= 1 makes it steep: near 0 as |v/b|^(1/c), up to the slope
-    a eps^(1/c - 1) / (b c [...]). c = 1 is a tanh(v/b) for any eps. a, b, c > 0: numbers or arrays of shape ().
+    a eps^(1/c - 1) / (b c [...]). c = 1 is a tanh(v/b) for any eps. a, b, c: numbers or arrays of shape ().
+    Raises ValueError unless a, b, c > 0 and eps >= 0 are finite.
     """
     xp = namespace(v)
+    _positive(a=a, b=b, c=c), _not_negative("eps", eps)
     t = xp.tanh(v / b)
     sign = xp.where(t < 0, -xp.ones_like(t), xp.ones_like(t))  # not sgn: at 0 the gradient must be the slope
     low, high = eps ** (1 / c), (1 + eps) ** (1 / c)
@@ -154,8 +157,9 @@ def compander(v, a, b, c, eps=1e-3):
 
 
 def compander_inverse(w, a, b, c, eps=1e-3):
-    """v with compander(v, a, b, c, eps) = w. Raises ValueError for non-finite entries and unless every |w| < a."""
+    """v with compander(v, a, b, c, eps) = w. Raises as it, and ValueError for non-finite entries and a |w| >= a."""
     xp = namespace(w)
+    _positive(a=a, b=b, c=c), _not_negative("eps", eps)
     finite("w", w)
     largest = float(xp.max(xp.abs(w)))
     if not largest < float(a):
@@ -231,9 +235,16 @@ def _checked_rows(name, x):
 
 
 def _not_negative(name, value):
-    if not 0 <= value < math.inf:
+    if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     return value
+
+
+def _positive(**values):
+    for name, value in values.items():
+        scalar = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+        if not scalar or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 
 def _chosen(model, layers):

@@ -6,6 +6,7 @@ sqrt(lr/weight_decay) width^0.75, so that with lr ~ 1/width a decay ~ sqrt(width
 """
 
 import math
+import numbers
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -76,7 +77,10 @@ def decay_power(alpha: float) -> float:
     """2 alpha - 1: the power of the width in the weight decay that holds sigma_1 ~ sqrt(lr/decay) width^alpha at lr ~ 1/width.
 
     alpha = 0.75 gives 1/2; 0.5, independent entries, gives 0; 1, an aligned rank-one weight, gives 1.
+    Raises ValueError for what is not finite.
     """
+    if not (isinstance(alpha, numbers.Real) and math.isfinite(alpha)):
+        raise ValueError(f"alpha must be a finite number, got {alpha!r}")
     return 2 * alpha - 1
 
 

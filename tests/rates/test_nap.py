@@ -346,3 +346,20 @@ def test_padding_rows_of_length_zero_stay():
     nap.project()
     assert not model[0].weight[0].any()
     torch.testing.assert_close(model[0].weight.detach(), before)
+
+
+@pytest.mark.parametrize("model", [None, "net", 3])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(TypeError, match=r"needs a torch.nn.Module, got"):
+        NormalizeAndProject(model)
+
+
+@pytest.mark.parametrize("groups", ["0.weight", 3, [("0.weight",)]])
+def test_groups_that_are_no_groups_are_refused(groups):
+    with pytest.raises(TypeError, match="groups must be a list as scale_invariant_groups returns"):
+        NormalizeAndProject(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), groups=groups)
+
+
+def test_a_gain_decay_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match="gain_decay must be a number"):
+        NormalizeAndProject(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), gain_decay="0.1")

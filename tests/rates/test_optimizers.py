@@ -383,8 +383,22 @@ BAD = [
     + [(AdamP, "betas", (1.0, 0.999)), (AdamP, "betas", (0.9, -0.1)), (AdamP, "betas", (0.9,))],
 )
 def test_bad_hyperparameters_are_named(optimizer, name, value):
-    with pytest.raises(ValueError, match=name if name != "betas" or len(value) == 2 else "zip"):
+    with pytest.raises(ValueError, match=name):
         optimizer([nn.Parameter(torch.ones(2))], **{"lr": 0.1, name: value})
+
+
+@pytest.mark.parametrize("optimizer", [SGDP, AdamP])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps", "delta", "wd_ratio"])
+@pytest.mark.parametrize("value", ["0.1", None, True, [0.1]])
+def test_hyperparameters_that_are_no_numbers_are_named(optimizer, name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got "):
+        optimizer([nn.Parameter(torch.ones(2))], **{"lr": 0.1, name: value})
+
+
+def test_betas_that_are_no_pair_are_named():
+    for betas in "ab", 0.9, None:
+        with pytest.raises(ValueError, match="betas must be two numbers"):
+            AdamP([nn.Parameter(torch.ones(2))], betas=betas)
 
 
 def test_a_bad_group_is_not_added():

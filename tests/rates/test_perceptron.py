@@ -168,3 +168,9 @@ def test_huge_steps_do_not_overflow(method):
 def test_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_bounds_name_what_is_no_number():
+    for arguments, name in (((3, "1", 0.1), "radius"), ((3, 1.0, None), "margin"), ((3, 1.0, 0.1, "1"), "step")):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            bounds(*arguments)

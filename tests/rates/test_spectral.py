@@ -170,3 +170,14 @@ def test_refused(call, message):
 def test_integers_are_no_weights():
     with pytest.raises(TypeError, match="floating"):
         spectral_norm(np.ones((2, 2), dtype=int))
+
+
+@pytest.mark.parametrize("s", [-0.1, np.nan, np.inf, "1", None])
+def test_impossible_singular_values_are_refused(s):
+    with pytest.raises(ValueError, match="singular values are finite numbers >= 0"):
+        singular_value_map(s)
+
+
+def test_a_condition_wants_two_arrays():
+    with pytest.raises(TypeError, match="arrays wanted"):
+        spectral_condition(np.ones((2, 3)), 0)

@@ -118,6 +118,7 @@ def test_standardization_ignores_scale_and_shift_of_rows_and_so_its_gradient_is_
         (np.array([[1.0, 2], [0.1, 0.1]]), 1e-5, "row 1 of w has equal numbers"),
         (np.array([[1.0, np.inf]]), 1e-5, "finite"),
         (np.array([[1.0, 2]]), -1.0, "eps"),
+        (np.array([[1.0, 2]]), "small", "eps"),
     ],
 )
 def test_standardization_errors(w, eps, match):
@@ -262,6 +263,16 @@ def test_fixed_parameters_do_not_learn():
     start = model[4].parametrizations.weight[0].log_abc.clone()
     train(model, x)
     assert torch.equal(model[4].parametrizations.weight[0].log_abc, start)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c", "eps"])
+@pytest.mark.parametrize("value", [-0.0, -1.0, math.nan, math.inf, "1", None, np.ones(2)])
+def test_the_compander_itself_refuses_impossible_parameters(name, value):
+    if name == "eps" and isinstance(value, float) and value == 0:
+        return  # the plain power: allowed
+    for function in rw.compander, rw.compander_inverse:
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >"):
+            function(np.array([0.1, 0.2]), **{"a": 1.0, "b": 1.0, "c": 2.0, name: value})
 
 
 def test_compander_errors():

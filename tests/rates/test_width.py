@@ -225,3 +225,9 @@ def test_the_decay_rules_part_only_away_from_the_base_width():
 def test_refused_steady_states(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         steady_state(**({"width": 16} | options))
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf, "0.5", None])
+def test_the_decay_power_wants_a_finite_exponent(alpha):
+    with pytest.raises(ValueError, match="alpha must be a finite number"):
+        decay_power(alpha)
