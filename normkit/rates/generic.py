@@ -23,7 +23,7 @@ class GenericCopy:
     def __init__(self, model, inputs, seed, point=0):
         if not isinstance(model, nn.Module):
             raise TypeError(f"scale-invariant groups need a torch.nn.Module, got {type(model).__name__}")
-        model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+        model = plain(model)
         for name, parameter in model.named_parameters():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
                 raise ValueError(f"parameter {name!r} is not initialized: run the model once first")
@@ -83,7 +83,10 @@ class GenericCopy:
         )
 
     def _cast(self, value):
-        return value.detach().to(self.dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        if not torch.is_tensor(value):
+            return value
+        value = value.clone() if value.is_inference() else value  # a backward pass cannot keep inference tensors
+        return value.detach().to(self.dtype) if value.is_floating_point() else value
 
     def forward(self):
         for module, buffers in self._buffers:
@@ -126,6 +129,11 @@ class GenericCopy:
         """forward() with these parameters at these values, without a graph."""
         with self.moved(tensors), torch.no_grad():
             return self.forward()
+
+
+def plain(model):
+    """The model inside torch.compile's wrapper, whose parameters have other names; any other as it is."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _copied(model):

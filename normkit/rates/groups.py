@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from normkit.rates.generic import GenericCopy
+from normkit.rates.generic import GenericCopy, plain
 from normkit.rates.radial import ROWS, Radial, cuts, differences, null_vectors
 from normkit.rng import stream
 
@@ -48,7 +48,7 @@ class Group:
 
     def tensors(self, model) -> list:
         """The group's parameters in a model, or in a mapping from names. Raises ValueError for a name it lacks."""
-        have = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        have = dict(plain(model).named_parameters()) if isinstance(model, nn.Module) else model
         missing = [name for name in self.names if name not in have]
         if missing:
             raise ValueError(f"the model has no parameter {missing[0]!r}; is the group another model's?")
@@ -110,6 +110,8 @@ def _ranges(index):
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in np.split(np.array(index), cut))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> list[Group]:
     """The weights of any torch model that its outputs depend on by direction only; [] where there are none.
 
@@ -139,7 +141,7 @@ def scale_invariant_groups(model, inputs=None, *, tolerance=0.02, seed=0) -> lis
     sizes = [p.numel() for p in trials[0].parameters.values()]
     points = min(-(-ROWS * len(sizes) // trials[0].base.numel()), POINTS, MEMORY // (sum(sizes) or 1))
     trials += [GenericCopy(model, inputs, seed, point) for point in range(1, max(2, points))]
-    if not all(trial.base.requires_grad for trial in trials):
+    if not sum(sizes) or not all(trial.base.requires_grad for trial in trials):
         return []
     radial = Radial(trials, seed)
     test = _Test(trials, radial, tolerance, seed)

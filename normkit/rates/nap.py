@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from normkit.checks import count, pick, positive
+from normkit.rates.generic import plain
 from normkit.rates.groups import Group, scale_invariant_groups, split
 from normkit.rates.insertion import insert_norms, is_norm
 
@@ -35,6 +36,7 @@ class NormalizeAndProject:
     def __init__(
         self, model, *, normalize="as_is", every=1, gains="project", gain_decay=1e-3, groups=None, inputs=None, seed=0
     ):
+        model = plain(model)
         count("every", every)
         pick("gains", gains, ("project", "decay", "free"))
         if not isinstance(model, nn.Module):

@@ -38,6 +38,8 @@ class Radial:
     @staticmethod
     def _terms(trial, cotangent, again):
         tensors = {name: p for name, p in trial.parameters.items() if p.ndim and p.numel()}
+        if not tensors:
+            return
         found = torch.autograd.grad(trial.base, [*tensors.values()], cotangent, retain_graph=again, allow_unused=True)
         for (name, w), g in zip(tensors.items(), found, strict=True):
             yield name, torch.zeros_like(w) if g is None else w.detach() * (g.to_dense() if g.is_sparse else g)

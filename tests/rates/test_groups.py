@@ -502,3 +502,42 @@ def test_a_residual_stream_behind_batch_norms_is_found_in_spite_of_eps(seed):
     found = {g.names for g in scale_invariant_groups(PreActivation(), torch.randn(16, 3, 8, 8))}
     assert ("stem.weight", *(f"blocks.{i}.5.weight" for i in range(3))) in found
     assert {(f"blocks.{i}.2.weight",) for i in range(3)} <= found  # row by row
+
+
+def normalized_net():
+    torch.manual_seed(0)
+    return nn.Sequential(plain(10, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+ORDINARY = normalized_net()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_groups_are_found_where_gradients_are_switched_off(mode):
+    with mode():
+        for x in (torch.randn(8, 10), None):
+            assert [g.names for g in scale_invariant_groups(ORDINARY, x)] == [("0.weight",)]
+        assert not torch.is_grad_enabled()
+
+
+def test_a_compiled_model_s_groups_can_be_measured_and_scaled():
+    model = normalized_net()
+    wrapped, x = torch.compile(model, backend="eager"), torch.randn(8, 10)
+    (group,) = scale_invariant_groups(wrapped, x)
+    assert group.names == ("0.weight",) and group.kind(wrapped) == "layer"
+    group.scale_(wrapped, 3.0)
+    assert torch.linalg.vector_norm(model[0].weight.detach()).item() == pytest.approx(3, rel=1e-6)
+
+
+class OneNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.gain * x
+
+
+@pytest.mark.parametrize("model", [nn.ReLU(), OneNumber()])
+def test_a_model_without_weights_has_no_groups(model):
+    assert scale_invariant_groups(model, torch.randn(4, 4)) == []

@@ -363,3 +363,15 @@ def test_groups_that_are_no_groups_are_refused(groups):
 def test_a_gain_decay_that_is_no_number_is_refused():
     with pytest.raises(TypeError, match="gain_decay must be a number"):
         NormalizeAndProject(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), gain_decay="0.1")
+
+
+def test_a_compiled_model_is_projected():
+    torch.manual_seed(0)
+    model = torch.compile(nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4)), backend="eager")
+    nap = NormalizeAndProject(model, inputs=torch.randn(8, 3))
+    weight = next(model.parameters())
+    start = torch.linalg.vector_norm(weight.detach())
+    with torch.no_grad():
+        weight.mul_(5)
+    nap.project()
+    torch.testing.assert_close(torch.linalg.vector_norm(weight.detach()), start)
