@@ -49,8 +49,8 @@ class SigmaReparam(nn.Module):
             raise ValueError(f"no linear or convolutional layer of {type(module).__name__} was chosen")
         made = [_spectral(name, layer, weight, blocks, gamma) for name, layer, weight, blocks in found]
         for (_, layer, weight, _), spectral in zip(found, made, strict=True):  # all of them, or none
-            parametrize.register_parametrization(layer, weight, spectral.eval())
-            spectral.train(layer.training)
+            # "unsafe" leaves out torch's check of shape and dtype, which would move the power iteration on.
+            parametrize.register_parametrization(layer, weight, spectral.train(layer.training), unsafe=True)
         self.module = module
 
     def forward(self, *args, **kwargs):
