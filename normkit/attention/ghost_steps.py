@@ -180,19 +180,18 @@ def _model(kind, seed):
 def toy(kind="mlp", *, seed=0, steps=30, temperature=1.0):
     """(model, inputs (600, 64), labels (600,)): softmax regression or a ReLU net of width 64 on digits, not yet converged.
 
-    steps of full-batch Adam at lr 0.01 from random weights; temperature divides the logits. Raises ValueError for an
+    steps of full-batch Adam at lr 0.01 from random weights; temperature divides the trained model's logits. Raises ValueError for an
     unknown kind, a temperature that is not positive and a negative number of steps.
     """
     model, (x, y) = _model(kind, seed), _images()
     x, y = x[:SAMPLES], y[:SAMPLES]
-    if positive("temperature", temperature) != 1:
-        model = nn.Sequential(model, _Cooled(temperature))
+    positive("temperature", temperature)
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(count("steps", steps, least=0)):
         adam.zero_grad()
         F.cross_entropy(model(x), y).backward()
         adam.step()
-    return model, x, y
+    return model if temperature == 1 else nn.Sequential(model, _Cooled(temperature)), x, y
 
 
 class _Cooled(nn.Module):
