@@ -77,9 +77,14 @@ class Group:
             parts.mul_(full.view(-1, *[1] * (parts.ndim - 1)))
 
     def scale_(self, model, radii) -> None:
-        """Brings each part, in place, to its radius (a number, or (len(index),)). A part of length 0 stays."""
-        norms = self.norms(model)
-        self.multiply_(model, torch.where(norms > 0, torch.as_tensor(radii).to(norms) / norms, 1))
+        """Brings each part, in place, to its radius (a number, or (len(index),)). A part of length 0 stays.
+
+        Raises ValueError for radii that do not fit, are not finite, or not positive.
+        """
+        norms, radii = self.norms(model), torch.as_tensor(radii)
+        if radii.shape not in ((), norms.shape) or not ((radii > 0) & torch.isfinite(radii)).all():
+            raise ValueError(f"radii must be a positive finite number, or {tuple(norms.shape)} of them, got {radii}")
+        self.multiply_(model, torch.where(norms > 0, radii.to(norms) / norms, 1))
 
     def kind(self, model) -> str:
         """What is invariant: "joint" (several tensors), "layer", "rows", "columns", or "blocks" of rows or columns."""

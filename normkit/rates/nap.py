@@ -1,5 +1,6 @@
 """Normalize-and-Project: norm layers, and weights that keep their length (Lyle et al. 2024, 2407.01800)."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -119,6 +120,8 @@ class NormalizeAndProject:
 
     def attach(self, optimizer) -> "NormalizeAndProject":
         """From now on, each optimizer.step() is followed by project(). Raises ValueError when already attached."""
+        if not hasattr(optimizer, "register_step_post_hook"):
+            raise TypeError(f"attach needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if self._optimizer is not None:
             raise ValueError("this NormalizeAndProject is already attached to an optimizer; call detach() first")
         before, kept = optimizer.register_step_pre_hook(lambda *_: kept.update(self._before())), {}
@@ -150,7 +153,8 @@ class NormalizeAndProject:
 
     def parameter_groups(self, lr, **options) -> list[dict]:
         """Groups for torch.optim: one for each scale-invariant group (or set of groups that share a tensor), and one
-        for all other weights. "base_lr" is the rate that `follow` multiplies."""
+        for all other weights. "base_lr" is the rate that `follow` multiplies. Raises ValueError unless lr >= 0 is finite."""
+        positive("lr", lr, zero=True)
         found = defaultdict(list)
         for name, parameter in self._parameters.items():
             if parameter.requires_grad:
@@ -167,15 +171,22 @@ class NormalizeAndProject:
         run started from the same weights; power 1 is for Adam and other updates that ignore the gradient's scale,
         where it is approximate, as their averages mix gradients of different scales. Parts of one tensor (rows) have
         one rate in an optimizer; their steps are scaled after it was taken, for which attach() is needed.
-        Raises ValueError for an optimizer without `parameter_groups`, and for norms of other groups.
+        Raises ValueError for an optimizer without `parameter_groups`, for norms of other groups, and for lengths that are
+        not finite or 0 where they are not here (the other run has diverged).
         """
+        if not math.isfinite(power):
+            raise ValueError(f"power must be a finite number, got {power!r}")
         if not any("nap" in group for group in optimizer.param_groups):
             raise ValueError("build the optimizer from nap.parameter_groups(lr), so that each group has its own rate")
         if set(norms) != set(self.groups):
             raise ValueError(
                 "these norms are not of this network's groups: take them from norms() of a twin with the same"
             )
-        ratios = [(here / norms[g].to(here)) ** power for g, here in self.norms().items()]
+        lengths = self.norms()
+        ratios = [(here / norms[g].to(here)) ** power for g, here in lengths.items()]
+        for (group, here), ratio in zip(lengths.items(), ratios, strict=True):
+            if not torch.isfinite(ratio[here > 0]).all() or not torch.isfinite(norms[group]).all():
+                raise ValueError(f"the norms to follow are not finite and positive for {group}: has that run diverged?")
         ratios = [torch.where(torch.isfinite(r), r, 1) for r in ratios]  # parts of length 0
         self._factors = {i: r for i, r in enumerate(ratios) if not self.groups[i].whole}
         if self._factors and (self._optimizer is None or self._optimizer[0] is not optimizer):
@@ -193,7 +204,11 @@ class NormalizeAndProject:
         return {"step": self.step, "radii": [r.clone() for r in self.radii], "groups": groups}
 
     def load_state_dict(self, state) -> None:
-        """Raises ValueError when the state is of other groups."""
+        """Raises ValueError when the state is of other groups, or not one of `state_dict`."""
+        if not isinstance(state, dict) or not {"step", "radii", "groups"} <= set(state):
+            raise ValueError("this is no state of a NormalizeAndProject, which has step, radii and groups")
+        if not all(bool(torch.isfinite(r).all()) for r in state["radii"]):
+            raise ValueError("the state's radii are not finite")
         if state["groups"] != self.state_dict()["groups"]:
             raise ValueError("this state has other scale-invariant groups: was it saved from the same architecture?")
         self.step = state["step"]

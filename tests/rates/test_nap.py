@@ -375,3 +375,45 @@ def test_a_compiled_model_is_projected():
         weight.mul_(5)
     nap.project()
     torch.testing.assert_close(torch.linalg.vector_norm(weight.detach()), start)
+
+
+def small():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4))
+    return model, NormalizeAndProject(model, inputs=torch.randn(8, 3))
+
+
+@pytest.mark.parametrize("length", [torch.nan, torch.inf, 0.0])
+def test_a_diverged_run_is_not_followed(length):
+    _, nap = small()
+    optimizer = torch.optim.SGD(nap.parameter_groups(0.1))
+    with pytest.raises(ValueError, match="has that run diverged"):
+        nap.follow(optimizer, {g: torch.full_like(n, length) for g, n in nap.norms().items()})
+    with pytest.raises(ValueError, match="power must be a finite number"):
+        nap.follow(optimizer, nap.norms(), power=torch.nan)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_what_is_no_optimizer_no_rate_and_no_state_is_refused():
+    model, nap = small()
+    with pytest.raises(TypeError, match=r"attach needs a torch.optim.Optimizer, got Sequential"):
+        nap.attach(model)
+    with pytest.raises(TypeError, match="lr must be a number"):
+        nap.parameter_groups("0.1")
+    with pytest.raises(ValueError, match="lr must be a finite non-negative"):
+        nap.parameter_groups(-0.1)
+    for state in None, {}, {"step": 3}:
+        with pytest.raises(ValueError, match="no state of a NormalizeAndProject"):
+            nap.load_state_dict(state)
+    state = nap.state_dict()
+    with pytest.raises(ValueError, match="radii are not finite"):
+        nap.load_state_dict(state | {"radii": [r * torch.nan for r in state["radii"]]})
+
+
+@pytest.mark.parametrize("radii", [-1.0, 0.0, torch.nan, torch.inf, torch.ones(3)])
+def test_a_group_is_not_scaled_to_an_impossible_radius(radii):
+    model, nap = small()
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="radii must be a positive finite number"):
+        nap.groups[0].scale_(model, radii)
+    assert torch.equal(model[0].weight, before)
