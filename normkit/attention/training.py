@@ -17,6 +17,7 @@ from torch.nn.utils import skip_init
 from normkit.attention.heads import MultiHeadAttention
 from normkit.attention.laws import entropy_floor
 from normkit.attention.reparam import SigmaReparam
+from normkit.attention.softmax import entropy
 from normkit.checks import count, pick, positive
 from normkit.rng import stream
 
@@ -175,23 +176,16 @@ def measure(logits):
     "entropy" of the softmax (nats), "floor": the least entropy that rows of these norms can have (arXiv 2303.06296,
     theorem 3.1, row by row), "norm" and "std" of a row around its mean: each the mean over queries; and "spectral", the
     norm of the whole matrix, 0 where masked. So entropy >= floor holds to rounding, however much the rows differ.
-    Raises ValueError for logits that are nan or +inf, or a query without keys.
+    Raises ValueError for logits that are nan or +inf, and for a query without keys.
     """
     z = logits.detach().double()
+    entropies = entropy(z)
     hidden = z == -math.inf
     keys = (~hidden).sum(-1)
-    if not torch.isfinite(z.masked_fill(hidden, 0)).all() or not keys.all():
-        raise ValueError("logits must be finite, or -inf for a masked key, and each query needs a key")
     z = z.masked_fill(hidden, 0)
-    centered = (z - (z.sum(-1) / keys)[..., None]).masked_fill(hidden, 0)
-    norm = torch.linalg.vector_norm(centered, dim=-1)
-    log_p = centered.masked_fill(hidden, -math.inf).log_softmax(-1).masked_fill(hidden, -math.inf).clamp_min(-1e4)
-    rows = {
-        "entropy": -(log_p.exp() * log_p).sum(-1),  # clamped, because 0 * -1e4 is 0 where 0 * -inf is nan
-        "floor": torch.from_numpy(entropy_floor(norm.numpy(), keys.numpy())),
-        "norm": norm,
-        "std": norm / keys.double().sqrt(),
-    }
+    norm = torch.linalg.vector_norm((z - (z.sum(-1) / keys)[..., None]).masked_fill(hidden, 0), dim=-1)
+    floor = torch.from_numpy(entropy_floor(norm.numpy(), keys.numpy()))
+    rows = {"entropy": entropies, "floor": floor, "norm": norm, "std": norm / keys.double().sqrt()}
     means = {name: values.mean(-1).numpy() for name, values in rows.items()}
     return means | {"spectral": torch.linalg.matrix_norm(z, 2).numpy()}
 

@@ -229,9 +229,9 @@ def test_measure_at_the_floor_and_at_the_ceiling():
 def test_measure_refuses_broken_logits(bad):
     z = torch.zeros(4, 4)
     z[1, 2] = bad
-    with pytest.raises(ValueError, match="logits must be finite"):
+    with pytest.raises(ValueError, match="logits"):
         T.measure(z)
-    with pytest.raises(ValueError, match="each query needs a key"):
+    with pytest.raises(ValueError, match="row"):
         T.measure(torch.full((2, 4), -math.inf))
 
 
