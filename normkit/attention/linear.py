@@ -28,8 +28,8 @@ def linear_attention(q, k, v, *, kind="relu", causal=False, mask=None, gate=None
     kind: one of KINDS. causal: token t sees keys 0..t (then S = T). mask: booleans (..., S), True where a key may be
     seen, or None. form "linear" carries the state phi(K)^T V, O(S d m): one product, or with `causal` the recurrence
     over tokens; "quadratic" builds `weights`, O(T S (d + m)). They agree to rounding.
-    gate: None or LINA's KV gate (key_gate, value_gate), two arrays that broadcast to (..., S), such as (heads, S): they
-    multiply phi(k) and v, one number a token, whatever the data. 1 is no gate; division ignores a factor common to all
+    gate: None or LINA's KV gate (key_gate, value_gate), two arrays that broadcast to (..., S), such as (heads, S), or
+    None: they multiply phi(k) and v, one number a token, whatever the data. 1 is no gate; division ignores a factor common to all
     key gates. A negative gate makes negative weights.
 
     A query that no key matches (all products 0, such as relu of a negative query, or nala at |q| = 0) sees all its keys
@@ -99,13 +99,13 @@ def norm_power(norm):
 
 
 def _relu(xp, x):
-    return xp.where(x > 0, x, xp.zeros_like(x))
+    return xp.where(x <= 0, xp.zeros_like(x), x)  # nan stays nan
 
 
 def _largest(xp, x, side):
     """The largest |entry| of each query, or of all keys of a sequence; 1 where all are 0."""
     top = xp.max(xp.abs(x), axis=-1 if side == "query" else (-2, -1), keepdims=True)
-    return xp.where(top > 0, top, xp.ones_like(top))
+    return xp.where(top == 0, xp.ones_like(top), top)
 
 
 def _prepared(q, k, v, kind, causal, mask, kinds=KINDS):
