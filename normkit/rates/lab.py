@@ -26,7 +26,8 @@ class RatesLab(Lab):
 
     Left: the path of a weight with two or three entries, from its starting sphere outward. Middle and right: 64 entries,
     random gradients of norm 1 at the start; lines are the laws, open dots a matrix of a real net that reads digits, its
-    first step turned as far. Adam's steps have norm lr times the root of the number of entries.
+    first step turned as far, and its gradients smaller and smaller as it learns. Adam's steps have norm lr times the root
+    of the number of entries.
     """
 
     optimizer: str = choice("sgd", *OPTIMIZERS, label="Optimizer", help="What turns gradients into steps.")
