@@ -114,9 +114,11 @@ class Spectral(nn.Module):
 
     def sigma(self, matrix):
         """The estimates (blocks,), with gradient to the matrix, and the new u."""
-        with torch.no_grad():
-            v = nn.functional.normalize((matrix @ self.u.to(matrix.dtype)[..., None])[..., 0], dim=-1)
-            u = nn.functional.normalize((v[:, None] @ matrix)[:, 0], dim=-1)
+        with torch.no_grad():  # on W times a power of two, which rounds nothing: squares of 1e30 overflow
+            exponent = torch.frexp(matrix.abs().amax((1, 2), keepdim=True)).exponent.clamp(-126, 126)
+            tame = torch.ldexp(matrix, -exponent)
+            v = nn.functional.normalize((tame @ self.u.to(matrix.dtype)[..., None])[..., 0], dim=-1)
+            u = nn.functional.normalize((v[:, None] @ tame)[:, 0], dim=-1)
         return torch.einsum("br,brc,bc->b", v, matrix, u), u
 
     def forward(self, weight):
