@@ -31,6 +31,7 @@ class MultiHeadAttention(nn.Module):
     and one learned gain, which starts for sequences of `tokens`; "affine" Affine-Scaled attention (the average of alpha
     is a buffer, one a head, that training moves); "sink" one learned sink a head, starting at 0; "gate" an elementwise
     sigmoid gate before W_o; "l2" PPGT's simplified L2 attention.
+    `normkit.probe` reads the entropy of the softmax, which for "sink" has the sink among its outcomes.
     Weights ~ N(0, 1/fan_in) from `generator` (None: torch's global one, as in any torch module).
     The submodule `weights` is an identity that only exists to be hooked: it sees what the values are multiplied by,
     (batch, heads, tokens, tokens). Input that is not finite is not an error here; it comes out as nan.
@@ -105,8 +106,8 @@ class MultiHeadAttention(nn.Module):
             return p
         alpha = (0.1 * self.scale(x) + 0.5).clamp(0, 1).transpose(-1, -2)[..., None]  # (batch, heads, tokens, 1)
         if training:
-            self.average.lerp_(alpha.detach().mean((0, 2, 3)), 1 - MOMENTUM)
-        bias = (self.average.clone()[:, None, None] - alpha) / p.shape[-1]
+            self.average.lerp_(alpha.detach().mean((0, 2, 3)).to(self.average.dtype), 1 - MOMENTUM)
+        bias = (self.average.to(alpha.dtype, copy=True)[:, None, None] - alpha) / p.shape[-1]
         return alpha * p + (bias if mask is None else bias * mask)
 
     def _split(self, x):

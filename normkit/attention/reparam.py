@@ -51,7 +51,7 @@ class SigmaReparam(nn.Module):
         for (_, layer, weight, _), spectral in zip(found, made, strict=True):  # all of them, or none
             # "unsafe" leaves out torch's check of shape and dtype, which would move the power iteration on.
             parametrize.register_parametrization(layer, weight, spectral.train(layer.training), unsafe=True)
-        self.module = module
+        self.module, self.training = module, module.training
 
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from normkit.attention import variants as V
 from normkit.attention.heads import MOMENTUM, Heads
 from normkit.attention.variants import MultiHeadAttention
+from normkit.probing.attention import EntropyRecorder
 from normkit.rng import stream
 
 EPS32 = np.finfo(np.float32).eps
@@ -400,6 +401,31 @@ def test_the_moving_average_of_alpha():
     assert "average" in layer.state_dict()
     sums = layer.inspect(x).weights.sum(-1)
     torch.testing.assert_close(sums, want[:, None].expand(4, 2, 5))  # without a mask: the same for each query
+
+
+@pytest.mark.parametrize("variant", V.ATTENTIONS)
+def test_the_layer_in_bfloat16(variant):
+    layer = MultiHeadAttention(16, 2, variant=variant, causal=True, generator=generator())
+    x = torch.from_numpy(normal(2, 6, 16)).float()
+    for _ in range(3):
+        layer(x)
+    layer.eval()
+    half = layer.bfloat16()(x.bfloat16()).float()
+    torch.testing.assert_close(half, layer.float()(x), rtol=0, atol=0.1)  # outputs of size 1, a few roundings of 2^-8
+    layer.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", V.ATTENTIONS)
+def test_probe_reads_its_entropy(variant):
+    layer = MultiHeadAttention(16, 2, variant=variant, causal=True, generator=generator())
+    x, caught = torch.from_numpy(normal(2, 6, 16)).float(), []
+    with EntropyRecorder(caught.append, lambda logits: True):
+        layer(x)
+    seen = layer.inspect(x)
+    bucket = V.weight_entropy(seen.weights, how="bucket") if variant == "sink" else seen.entropy
+    torch.testing.assert_close(caught[0], bucket, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_errors_and_a_mask():

@@ -121,7 +121,8 @@ def _apply(spectral, weight, gamma):
 
 
 def test_evaluation_moves_nothing_and_training_does():
-    wrapped = SigmaReparam(linear())
+    wrapped = SigmaReparam(linear().eval())
+    assert not wrapped.training
     with torch.no_grad():
         wrapped.module.parametrizations.weight.original.copy_(normal(6, 5, name="other"))
     start = state(wrapped).u.clone()
