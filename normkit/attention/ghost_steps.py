@@ -5,6 +5,7 @@ See ghosts.py for the radius. Everything here needs torch and works on any model
 
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +14,8 @@ try:
 except ImportError as error:
     raise ImportError("normkit.attention.ghost_steps needs torch; pip install 'normkit[torch]'") from error
 from torch import nn
-from torch.func import functional_call, jvp, vmap
+from torch.autograd import forward_ad
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -39,6 +41,24 @@ DIRECTIONS = ("random", "gradient")
 SAMPLES, BATCH, TRAINING, HIDDEN = 600, 64, 1200, 64
 
 
+@contextlib.contextmanager
+def _forward_mode():
+    """A level of dual numbers; the fused attention and encoder kernels, which have no forward mode, are off meanwhile.
+
+    torch compiles some forward-mode rules for its first dual number, by a route that it warns about itself.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+            stack.enter_context(forward_ad.dual_level())
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
 def direction_logits(model, inputs, direction):
     """(logits, derivatives), each (..., classes): the model's output and its derivative along a direction of its weights.
 
@@ -46,7 +66,8 @@ def direction_logits(model, inputs, direction):
     tensors of their shapes; parameters that are not in it stand still. The output is a tensor or has `.logits`. One
     forward-mode pass, in the model's mode; buffers (BatchNorm's statistics) and torch's CPU random state are left as they
     were, and attention is computed by the formula, as the fused kernels know no forward mode.
-    Raises ValueError for names or shapes the model does not have, and TypeError for an output that is neither.
+    Raises ValueError for names or shapes the model does not have, TypeError for an output that is neither, and torch's
+    NotImplementedError for a layer that knows no forward mode (nn.LSTM on a CPU).
     """
     parameters = dict(model.named_parameters())
     for name, tangent in direction.items():
@@ -62,15 +83,14 @@ def direction_logits(model, inputs, direction):
         ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
     )
 
-    def logits(weights):
-        out = functional_call(model, (weights, still, buffers), args, kwargs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _forward_mode():
+        duals = {n: forward_ad.make_dual(p, direction[n].to(p.dtype)) for n, p in moving.items()}
+        out = functional_call(model, (duals, still, buffers), args, kwargs)
         out = getattr(out, "logits", out)
         if not isinstance(out, torch.Tensor):
             raise TypeError(f"the model must return logits or something with .logits, got {type(out).__name__}")
-        return out
-
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
-        return jvp(logits, (moving,), ({name: direction[name].to(moving[name].dtype) for name in moving},))
+        logits, slope = forward_ad.unpack_dual(out)
+    return logits, torch.zeros_like(logits) if slope is None else slope
 
 
 @dataclass(frozen=True)
@@ -221,39 +241,48 @@ class StepLosses:
 
 
 @torch.no_grad()
+def unit_directions(model, inputs, labels, *, along="random", directions=16, seed=0):
+    """Unit vectors in the space of all weights, a list of dicts from parameter names to tensors.
+
+    along "random": `directions` of them, uniform on the sphere (the first ones are the same for any number of them);
+    "gradient": one, minus the gradient of the mean cross-entropy. Raises ValueError for another `along` and for a
+    gradient that is 0 or not finite.
+    """
+    pick("direction", along, DIRECTIONS)
+    weights = dict(model.named_parameters())
+    if along == "gradient":
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(F.cross_entropy(model(inputs), labels), list(weights.values()))
+        vectors = [{name: -g for name, g in zip(weights, gradients, strict=True)}]
+    else:
+        draws = [generator(seed, "ghost directions", i) for i in range(count("directions", directions))]
+        vectors = [{name: torch.randn(p.shape, generator=d).to(p) for name, p in weights.items()} for d in draws]
+    lengths = [math.hypot(*(torch.linalg.vector_norm(x.double()).item() for x in v.values())) for v in vectors]
+    if not 0 < min(lengths) <= max(lengths) < math.inf:
+        raise ValueError(
+            f"a direction of length {min(lengths)} points nowhere: is the loss finite, and not yet at its minimum?"
+        )
+    return [{name: x / length for name, x in v.items()} for v, length in zip(vectors, lengths, strict=True)]
+
+
+@torch.no_grad()
 def step_losses(model, inputs, labels, ratios, *, along="random", directions=16, seed=0) -> StepLosses:
     """The loss after steps of length r rho_a, for each r of `ratios` and each direction: all of them in one batched pass.
 
-    along "random": `directions` unit vectors, uniform on the sphere of all weights; "gradient": one, minus the gradient.
-    rho_a = pi / Delta_a is the smallest radius bound of the inputs along that direction. labels (samples,).
-    Raises ValueError for an unknown `along`, ratios that are not finite numbers >= 0, and a direction that moves no logit.
+    along, directions, seed: see `unit_directions`. rho_a = pi / Delta_a is the smallest radius bound of the inputs along
+    that direction. labels (samples,). Raises ValueError for an unknown `along`, ratios that are not finite numbers >= 0,
+    and a direction that moves no logit.
     """
-    pick("direction", along, DIRECTIONS)
     ratios = torch.as_tensor(ratios, dtype=torch.float64)
     if ratios.ndim != 1 or not bool(((ratios >= 0) & ratios.isfinite()).all()):
         raise ValueError(f"ratios must be a list of finite numbers >= 0, got {ratios.tolist()}")
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    if along == "gradient":
-        with torch.enable_grad():
-            gradients = torch.autograd.grad(F.cross_entropy(model(inputs), labels), list(model.parameters()))
-        vectors = {name: -g[None] for name, g in zip(weights, gradients, strict=True)}
-    else:
-        draws = generator(seed, "ghost directions")
-        vectors = {
-            name: torch.randn(count("directions", directions), *p.shape, generator=draws).to(p)
-            for name, p in weights.items()
-        }
-    length = torch.stack([v.flatten(1).double().square().sum(1) for v in vectors.values()]).sum(0).sqrt()
-    units = {name: v / length.to(v).view(-1, *[1] * (v.ndim - 1)) for name, v in vectors.items()}
-    radius = torch.tensor(
-        [
-            1 / max(radius_ratio(direction_logits(model, inputs, {n: u[i] for n, u in units.items()})[1]), 1e-300)
-            for i in range(len(length))
-        ],
-        dtype=torch.float64,
-    )
-    if not bool((radius < 1e300).all()):
-        raise ValueError("a direction moves no logit (a zero gradient?): it has no finite radius")
+    vectors = unit_directions(model, inputs, labels, along=along, directions=directions, seed=seed)
+    inverse = [radius_ratio(direction_logits(model, inputs, unit)[1]) for unit in vectors]
+    if not min(inverse) > 0:
+        raise ValueError("a direction moves no logit: it has no finite radius")
+    radius = 1 / torch.tensor(inverse, dtype=torch.float64)
+    units = {name: torch.stack([unit[name] for unit in vectors]) for name in weights}
     tau = radius[:, None] * ratios
 
     def after(unit, step):
