@@ -27,7 +27,7 @@ def namespace(*arrays):
     None is skipped. Raises TypeError for no array at all, for something that is not an array, and for a mixture.
     """
     given = [a for a in arrays if a is not None]
-    if given and all(isinstance(a, np.ndarray | np.generic) for a in given):
+    if given and all(isinstance(a, (np.ndarray, np.generic)) for a in given):
         return np  # NumPy 2 is the standard's own; the compat module would cost 0.2 s of imports
     import array_api_compat
 

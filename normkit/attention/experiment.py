@@ -54,11 +54,19 @@ def random_rows(scale, tokens, *, rows=64, width=None, temperature=1.0, seed=0) 
     a scale of their own in every row, scale |q| / sqrt(width). Raises ValueError for scale < 0, temperature <= 0,
     tokens, rows or width < 1, TypeError where these are not integers.
     """
-    count("tokens", tokens), count("rows", rows)
     positive("scale", scale, zero=True), positive("temperature", temperature)
-    z = _logits(rows, tokens, width, seed) * np.float32(scale / temperature)
+    z = unit_logits(rows, tokens, width, seed) * np.float32(scale / temperature)
     p, h = softmax_entropy(z)
     return Rows(float(scale), int(tokens), h, p.max(-1), p[0])
+
+
+def unit_logits(rows, tokens, width=None, seed=0):
+    """(rows, tokens) logits of unit variance, float32, not to be written to: a corner of what is kept. Raises as `random_rows` does."""
+    count("tokens", tokens), count("rows", rows)
+    if width is not None:
+        count("width", width)
+    many_rows, many_tokens = (1 << max(0, int(n) - 1).bit_length() for n in (rows, max(tokens, _PIECE)))
+    return _kept(many_rows, many_tokens, width, seed)[:rows, :tokens]
 
 
 def phase_grid(tokens, scales, *, rows=32, width=None, temperature=1.0, seed=0, exact=False) -> Phases:
@@ -81,7 +89,7 @@ def phase_grid(tokens, scales, *, rows=32, width=None, temperature=1.0, seed=0, 
         raise ValueError("the exact mean is that of independent logits: exact=True needs width=None")
     sharp = scales.astype(np.float64) / temperature
     found = np.empty((tokens.size, scales.size, rows), np.float32)
-    unit = _logits(rows, int(tokens.max()), width, seed)
+    unit = unit_logits(rows, int(tokens.max()), width, seed)
     for i, t in enumerate(tokens.tolist()):
         z = np.ascontiguousarray(unit[:, :t])
         scaled = np.empty_like(z)
@@ -99,14 +107,6 @@ def phase_grid(tokens, scales, *, rows=32, width=None, temperature=1.0, seed=0, 
     )
 
 
-def _logits(rows, tokens, width, seed):
-    """(rows, tokens) of unit variance, float32, not to be written to: a corner of what is kept."""
-    if width is not None:
-        count("width", width)
-    many_rows, many_tokens = (1 << max(0, int(n) - 1).bit_length() for n in (rows, max(tokens, _PIECE)))
-    return _kept(many_rows, many_tokens, width, seed)[:rows, :tokens]
-
-
 @functools.lru_cache(4)
 def _kept(rows, tokens, width, seed):
     if width is None:
@@ -122,3 +122,6 @@ def _kept(rows, tokens, width, seed):
 def _gaussian(rows, n, seed, *name):
     draws = (stream(seed, "attention", *name, row) for row in range(rows))
     return np.stack([rng.standard_normal(n, dtype=np.float32) for rng in draws])
+
+
+_logits = unit_logits

@@ -86,12 +86,13 @@ def exp_pair(x):
     """
     xp = namespace(x)
     high, low = _LN2_32 if xp.finfo(x.dtype).bits == 32 else _LN2_64
-    masked = x == -math.inf
-    finite = xp.where(masked, 0.0, x)
-    n = xp.round(finite * math.log2(math.e))
-    reduced = (finite - n * high) - n * low
+    with _quiet(xp):
+        n = xp.round(x * math.log2(math.e))
+    masked = n == -math.inf
+    finite, whole = xp.where(masked, 0.0, x), xp.where(masked, 0.0, n)
+    reduced = (finite - whole * high) - whole * low
     m = xp.exp(xp.clip(reduced, -1.0, 1.0))  # beyond 1 only where n has lost its last digits: see softmax_two_pass
-    return xp.where(masked, 0.0, m), xp.where(masked, -math.inf, n)
+    return xp.where(masked, 0.0, m), n
 
 
 _LN2_32 = 0.693359375, math.log(2) - 0.693359375  # 355/512: nine digits, times n exact in float32 for |n| < 2^15
