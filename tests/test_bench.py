@@ -106,6 +106,7 @@ def test_the_cases_that_must_be_there():
     assert names >= {f"{kind}_{size}" for kind in ("layer_norm", "rms_norm") for size in sizes}
     assert names >= {"project_rows_65536x1024", "project_matrix_4096x4096"}
     assert names >= {"spherical_walk", "spherical_slider", "equilibrium_grid"}
+    assert names >= {f"softmax_entropy_{size}" for size in sizes} | {"phase_grid", "phase_grid_exact"}
     assert names >= {"depth_theory", "depth_band", "depth_nets", "import", "first_result"}
 
 
@@ -135,6 +136,17 @@ def test_a_small_projection_case_times_every_variant_but_the_compiler(kind):
     assert ("read and copy" in work.floors) == (kind == "project")
 
 
+def test_a_small_softmax_case_times_every_variant_but_the_compiler():
+    work = bench_cases.softmax_entropy(4, 8)
+    work.variants.pop("torch.compile", None)
+    assert work.reference.shape == (4,) and (work.reference > 0).all() and (work.reference < np.log(8)).all()
+    small = Work(work.variants, work.reference, work.floors)
+    results = bench.run(cases=[Case("softmax", "", lambda: small)], rounds=2)
+    assert not [r for r in results if r.refused]
+    timed = {"normkit", "normkit, new output", "normkit, no softmax", "numpy", "torch", "torch, warm memory"}
+    assert timed | {"row copy", "numpy.copyto", "torch softmax alone"} <= by_name(results).keys()
+
+
 def test_the_walk_is_checked_against_numpy_and_a_wrong_one_is_refused():
     work = bench_cases.spherical_walk(rows=3, dim=32, steps=20)
     assert work.reference.shape == (3, 20)
@@ -149,6 +161,7 @@ SIMULATED = [
     bench_cases.depth_band,
     bench_cases.spherical_slider,
     bench_cases.equilibrium_grid,
+    bench_cases.phase_grid,
 ]
 
 

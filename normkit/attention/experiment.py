@@ -122,6 +122,3 @@ def _kept(rows, tokens, width, seed):
 def _gaussian(rows, n, seed, *name):
     draws = (stream(seed, "attention", *name, row) for row in range(rows))
     return np.stack([rng.standard_normal(n, dtype=np.float32) for rng in draws])
-
-
-_logits = unit_logits
