@@ -145,16 +145,22 @@ class Net(nn.Module):
             x = block(x)
         return self.head(self.final(x))
 
-    @torch.no_grad()
     def logits(self, tokens):
         """Attention logits (layers, batch, heads, tokens, tokens), -inf where masked, of evaluation mode; nothing moves."""
+        return self._inspect(tokens)[0]
+
+    @torch.no_grad()
+    def _inspect(self, tokens):
+        """The logits, and the stream (layers + 1, batch, tokens, width) at the borders of the blocks."""
         training, x, found = self.training, self.token(tokens) + self.position.weight, []
         self.eval()
+        streams = [x]
         for block in self.blocks:
             found.append(block.attention.logits(block.norms[0](x) if block.placement == "pre" else x))
             x = block(x)
+            streams.append(x)
         self.train(training)
-        return torch.stack(found)
+        return torch.stack(found), torch.stack(streams)
 
 
 def _norm(width):
@@ -212,7 +218,7 @@ def train(
     this step's batch, before the step), entropy, floor, spectral, diverged, done}; the last one has the `model`, too.
     entropy, floor and spectral are (layers, heads) float64 arrays, means over the batch of what `measure` says. They are
     those of softmax(logits) over the tokens: what a sink takes, a gate or affine scaling come after it.
-    A loss or logits that are not finite end the run with diverged=True and None for the arrays.
+    A loss, stream or logits that are out of range end the run with diverged=True and None for the arrays.
 
     cure: see CURES; warmup counts steps, None is what the cure says (2 in 5 for "warmup", else 0).
     Same seed, same matrices and batches, whatever the cure, placement, lr and `every` are.
@@ -237,7 +243,7 @@ def _steps(net, batches, lr, steps, warmup, every):
         value = loss.item()
         diverged, last = not math.isfinite(value), step == steps
         if step % every == 0 or last or diverged:
-            look = None if diverged else _look(net.logits(tokens))
+            look = None if diverged else _look(net, tokens)
             done = last or diverged or look is None
             report = {"step": step, "steps": steps, "loss": value, "accuracy": _accuracy(out, targets)}
             report |= look or dict.fromkeys(MEASURED)
@@ -257,9 +263,14 @@ def _accuracy(out, targets):
     return (out.argmax(-1) == targets)[known].double().mean().item()
 
 
-def _look(logits):
-    """MEASURED, (layers, heads) each, means over the batch; None for logits that overflowed, which a norm may hide."""
-    if logits.isnan().any() or logits.isposinf().any():
+def _look(net, tokens):
+    """MEASURED, (layers, heads) each, means over the batch; None where a logit or a token's square is out of range.
+
+    A norm makes a token whose square overflows 0, and the loss would read as chance.
+    """
+    logits, streams = net._inspect(tokens)
+    power = streams.square().mean(-1)
+    if not (power.min() > 0 and power.max() < math.inf) or logits.isnan().any() or logits.isposinf().any():
         return None
     found = measure(logits)
     return {name: found[name].mean(1) for name in MEASURED}

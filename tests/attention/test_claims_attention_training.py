@@ -14,9 +14,9 @@ FLAT = np.ones(len(STEPS))
 FALLING = np.linspace(1, 0, len(STEPS))
 
 
-def reports(learned=1.0, entropy=3.0, spectral=10.0, slack=0.1):
+def reports(loss=1.0, learned=1.0, entropy=3.0, spectral=10.0, slack=0.1):
     """A run with these values, numbers or one a report."""
-    values = {"learned": learned, "entropy": entropy, "spectral": spectral, "slack": slack}
+    values = {"loss": loss, "learned": learned, "entropy": entropy, "spectral": spectral, "slack": slack}
     return {"step": STEPS} | {name: value * FLAT for name, value in values.items()}
 
 
@@ -75,10 +75,8 @@ def test_correlation_over_rates(runs):
 
 
 def test_correlation_within_a_run(runs):
-    runs(
-        lambda cure, placement, lr, task: reports(entropy=FALLING, learned=FALLING if task == "majority" else -FALLING)
-    )
-    assert values("low-entropy-means-failure") == pytest.approx([1, -1])
+    runs(lambda cure, placement, lr, task: reports(entropy=FALLING, loss=-FALLING if task == "majority" else FALLING))
+    assert values("low-entropy-means-failure") == pytest.approx([-1, 1])
     assert inside("low-entropy-means-failure") == [True, False]
 
 
@@ -156,6 +154,7 @@ def test_runs_are_what_training_reports(monkeypatch):
         wanted = list(train(cure="qk_norm", placement="pre", lr=0.01, task=task, steps=10, seed=5))
         assert found["step"].tolist() == [0, 5, 10]
         learned = [max(0, 1 - r["loss"] / np.log(classes)) for r in wanted]
+        assert found["loss"].tolist() == [r["loss"] for r in wanted]
         assert found["learned"] == pytest.approx(learned)
         assert found["entropy"] == pytest.approx([min(r["entropy"].mean(axis=1)) for r in wanted])
         assert found["slack"] == pytest.approx([np.min(r["entropy"] - r["floor"]) for r in wanted])
