@@ -64,8 +64,7 @@ def direction_logits(model, inputs, direction):
 
     inputs: a tensor, a tuple of positional or a dict of keyword arguments. direction: dict from parameter names to
     tensors of their shapes; parameters that are not in it stand still. The output is a tensor or has `.logits`. One
-    forward-mode pass, in the model's mode; buffers (BatchNorm's statistics) and torch's CPU random state are left as they
-    were, and attention is computed by the formula, as the fused kernels know no forward mode.
+    forward-mode pass, in the model's mode; buffers (BatchNorm's statistics) and torch's random state are left as they were, and attention is computed by the formula, as the fused kernels know no forward mode.
     Raises ValueError for names or shapes the model does not have, TypeError for an output that is neither, and torch's
     NotImplementedError for a layer that knows no forward mode (nn.LSTM on a CPU).
     """
@@ -83,7 +82,8 @@ def direction_logits(model, inputs, direction):
         ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
     )
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _forward_mode():
+    cuda = sorted({p.device.index for p in parameters.values() if p.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices=cuda), _forward_mode():
         duals = {n: forward_ad.make_dual(p, direction[n].to(p.dtype)) for n, p in moving.items()}
         out = functional_call(model, (duals, still, buffers), args, kwargs)
         out = getattr(out, "logits", out)

@@ -350,6 +350,30 @@ def test_a_step_that_is_not_finite_is_refused():
     assert all(p.isfinite().all() and p.abs().max() < 1e3 for p in model.parameters())
 
 
+def test_controller_on_a_language_model_that_trains():
+    """Embedding, attention, batch norm, dropout and tied weights, in training mode; a spike does not reach the weights."""
+    model, tokens = build("tied")
+    model.train()
+    controller = RadiusController(torch.optim.AdamW(model.parameters(), lr=1e-2), model)
+    losses, state = [], torch.random.get_rng_state()
+    try:
+        torch.random.set_rng_state(seeded(3).get_state())
+        for step in range(12):
+            controller.param_groups[0]["lr"] = 1e4 if step == 6 else 1e-2
+            controller.zero_grad()
+            loss = nn.functional.cross_entropy(model(tokens).logits.flatten(0, 1), tokens.flatten())
+            loss.backward()
+            losses.append(loss.item())
+            tracked = model.norm.num_batches_tracked.item()
+            report = controller.step(tokens)
+            assert model.norm.num_batches_tracked.item() == tracked
+            assert (report.scale < 1e-3) == (step == 6)
+    finally:
+        torch.random.set_rng_state(state)
+    assert losses[-1] < losses[0]
+    assert model.head.weight is model.embedding.weight
+
+
 def test_controller_wants_the_models_parameters():
     model, _ = build("plain")
     with pytest.raises(ValueError, match="the model has not"):

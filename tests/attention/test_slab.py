@@ -213,3 +213,43 @@ def test_training_repeats_and_layer_norm_cannot_be_fused():
     for wrong in ({"norm": "groupnorm"}, {"attention": "none"}, {"lr": -1.0}, {"steps": 0}):
         with pytest.raises(ValueError):
             train_digits(**wrong)
+
+
+def test_norm_of_flat_rows_in_double_and_bfloat16():
+    x = draw(30, 6, dtype=torch.float64)
+    norm = randomized(ProgressiveRepBatchNorm(6, steps=4)).double()
+    norm.step.fill_(1)
+    wanted = 0.75 * norm.ln(x) + 0.25 * (
+        nn.functional.batch_norm(x, None, None, norm.repbn.bn.weight, norm.repbn.bn.bias, True)
+    )
+    torch.testing.assert_close(norm(x), wanted + 0.25 * norm.repbn.eta * x, rtol=1e-10, atol=1e-12)
+    norm.step.fill_(1)
+    low = copy.deepcopy(norm).bfloat16()
+    got = low(x.bfloat16())
+    assert got.dtype == torch.bfloat16
+    # 8 bits of mantissa in x, in the weights and in each of about five operations on numbers of size 1 to 5
+    torch.testing.assert_close(got.double(), wanted + 0.25 * norm.repbn.eta * x, rtol=0.1, atol=0.15)
+
+
+def test_gradient_of_simplified_attention():
+    module = randomized(SimplifiedLinearAttention(4, 2, (2, 2), kernel=3)).double()
+    x = draw(2, 4, 4, dtype=torch.float64).requires_grad_()
+    parameters = [p.detach().requires_grad_() for p in module.parameters()]
+    names = [n for n, _ in module.named_parameters()]
+
+    def forward(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(forward, (x, *parameters))
+
+
+def test_hidden_tokens_reach_others_by_the_convolution_alone():
+    """The mask hides keys of the attention; SLAB's local branch has no mask."""
+    module = randomized(SimplifiedLinearAttention(8, 2, (12,), kernel=3))
+    x, seen = draw(1, 12, 8), torch.arange(12)[None] != 6
+    changed = x.clone()
+    changed[:, 6] += 1
+    with torch.no_grad():
+        difference = (module(x, seen) - module(changed, seen)).abs().amax((0, -1))
+    assert (difference[[0, 1, 2, 3, 4, 8, 9, 10, 11]] < 1e-5).all()
+    assert (difference[5:8] > 1e-3).all()
