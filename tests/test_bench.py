@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from normkit import bench, bench_cases
+from normkit import bench, bench_attention, bench_cases
 from normkit.bench import Case, Work
 
 
@@ -137,7 +137,7 @@ def test_a_small_projection_case_times_every_variant_but_the_compiler(kind):
 
 
 def test_a_small_softmax_case_times_every_variant_but_the_compiler():
-    work = bench_cases.softmax_entropy(4, 8)
+    work = bench_attention.softmax_entropy(4, 8)
     work.variants.pop("torch.compile", None)
     assert work.reference.shape == (4,) and (work.reference > 0).all() and (work.reference < np.log(8)).all()
     small = Work(work.variants, work.reference, work.floors)
@@ -161,7 +161,7 @@ SIMULATED = [
     bench_cases.depth_band,
     bench_cases.spherical_slider,
     bench_cases.equilibrium_grid,
-    bench_cases.phase_grid,
+    bench_attention.phase_grid,
 ]
 
 

@@ -120,7 +120,7 @@ def timed(seed, n, *functions):
     budget_s=20,
 )
 def faster(seed):
-    from normkit.attention.kernels import three_pass, two_pass
+    from normkit.attention.long_row import three_pass, two_pass
 
     ratios = []
     for n in (OUT_OF_CACHE, IN_CACHE):
@@ -143,7 +143,7 @@ def faster(seed):
     budget_s=10,
 )
 def memory_bound(seed):
-    from normkit.attention.kernels import passes
+    from normkit.attention.long_row import passes
 
     which = (0, 1, 2, 3, 4)
     top, total, written, read, copied = timed(seed, OUT_OF_CACHE, *(lambda x, y, w=w: passes(x, y, w) for w in which))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normkit.attention import kernels, softmax
+from normkit.attention import kernels, long_row, softmax
 from normkit.attention.softmax import entropy, softmax_entropy
 from normkit.rng import stream
 
@@ -334,9 +334,9 @@ def test_long_row_kernels(n, how, center):
     x = (center + 8 * stream(9, "long", n).standard_normal(n)).astype(np.float32)
     y = np.full(n, np.nan, np.float32)
     if how == "two passes":
-        kernels.two_pass(x, y)
+        long_row.two_pass(x, y)
     else:
-        kernels.three_pass(x, y, how == "reloading")
+        long_row.three_pass(x, y, how == "reloading")
     want = exact(x)[0]
     # relative errors: x is rounded before, but x - max (up to 80) and n ln 2 (500 2^-24) are rounded here
     np.testing.assert_allclose(y, want.astype(float), rtol=6e-5, atol=1e-37)
@@ -345,10 +345,10 @@ def test_long_row_kernels(n, how, center):
 
 def test_single_passes():
     x, y = np.array([-3.0, -1.0, -2.0, -8.0], np.float32), np.zeros(4, np.float32)
-    assert kernels.passes(x, y, 0) == -1
-    assert kernels.passes(x, y, 1) == pytest.approx(np.exp(x).sum(), rel=1e-6)
-    assert kernels.passes(x, y, 3) == -14
-    kernels.passes(x, y, 2)
+    assert long_row.passes(x, y, 0) == -1
+    assert long_row.passes(x, y, 1) == pytest.approx(np.exp(x).sum(), rel=1e-6)
+    assert long_row.passes(x, y, 3) == -14
+    long_row.passes(x, y, 2)
     np.testing.assert_allclose(y, np.exp(x) / 2, rtol=1e-6)
-    kernels.passes(x, y, 4)
+    long_row.passes(x, y, 4)
     np.testing.assert_array_equal(y, x)
