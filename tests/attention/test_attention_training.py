@@ -329,10 +329,10 @@ def test_warmup_is_a_cure_and_an_option():
     assert numbers(T.train(**options, cure="warmup", warmup=0)) == plain
 
 
-@pytest.mark.parametrize("lr", [1e10, 1e30])
+@pytest.mark.parametrize("lr", [1e6, 1e30])
 @pytest.mark.parametrize("placement", T.PLACEMENTS)
 def test_a_run_that_diverges_says_so(lr, placement):
-    """At 1e10 a norm hides it: squares overflow, the norm's output is 0 and the loss that of chance."""
+    """At 1e6 Pre-LN hides it: squares overflow, the norm's output is 0 and the loss stays at chance."""
     *_, last = T.train(lr=lr, placement=placement, **{**SMALL, "steps": 50})
     assert last["diverged"] and last["done"] and last["step"] < 50
     assert [last[name] for name in T.MEASURED] == [None] * 3
