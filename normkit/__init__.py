@@ -15,9 +15,12 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AttentionLab": "normkit.attention.lab",
+        "AttentionTrainingLab": "normkit.attention.training_lab",
         "DepthLab": "normkit.depth.lab",
         "DepthTrainingLab": "normkit.depth.training_lab",
         "EquilibriumLab": "normkit.rates.lab",
+        "GhostsLab": "normkit.attention.ghosts_lab",
         "Lab": "normkit.lab",
         "PlasticityLab": "normkit.rates.plasticity_lab",
         "Profile": "normkit.profile",
@@ -25,6 +28,7 @@ __getattr__, __dir__, __all__ = attach(
         "RatesLab": "normkit.rates.lab",
         "RatesTrainingLab": "normkit.rates.training_lab",
         "WeightsLab": "normkit.rates.weights_lab",
+        "attention": None,
         "ask": "normkit.lesson",
         "depth": None,
         "labs": "normkit.lab",

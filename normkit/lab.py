@@ -33,6 +33,9 @@ _LABS = {
     "RatesTrainingLab": "normkit.rates.training_lab",
     "PlasticityLab": "normkit.rates.plasticity_lab",
     "WeightsLab": "normkit.rates.weights_lab",
+    "AttentionLab": "normkit.attention.lab",
+    "AttentionTrainingLab": "normkit.attention.training_lab",
+    "GhostsLab": "normkit.attention.ghosts_lab",
 }
 
 

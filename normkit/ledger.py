@@ -26,8 +26,16 @@ import numpy as np
 from normkit.files import data_path
 from normkit.verdicts import SIDES, VERDICTS, decide, interval, sides
 
-THEMES = {"depth": "normkit.depth.claims", "rates": "normkit.rates.claims"}
-TITLES = {"depth": "Variance growth with depth", "rates": "Effective learning rates"}
+THEMES = {
+    "depth": "normkit.depth.claims",
+    "rates": "normkit.rates.claims",
+    "attention": "normkit.attention.claims",
+}
+TITLES = {
+    "depth": "Variance growth with depth",
+    "rates": "Effective learning rates",
+    "attention": "Attention entropy",
+}
 SCHEMA = 1
 FIRST_SEED = 1000  # smaller seeds are for writing a claim; its verdict comes from seeds its author has not looked at
 

@@ -9,6 +9,7 @@ from normkit.lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "MultiHeadAttention": "normkit.attention.heads",
         "SigmaReparam": "normkit.attention.reparam",
         "entropy": "normkit.attention.softmax",
         "softmax_entropy": "normkit.attention.softmax",
@@ -16,12 +17,15 @@ __getattr__, __dir__, __all__ = attach(
             (
                 "claims",
                 "experiment",
+                "ghost_steps",
                 "ghosts",
                 "ghosts_lab",
+                "heads",
                 "l2",
                 "lab",
                 "laws",
                 "linear",
+                "linear_modules",
                 "reparam",
                 "slab",
                 "softmax",
