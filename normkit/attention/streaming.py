@@ -104,6 +104,8 @@ def _part(mask, rows, keys, queries, count):
 
 
 def _checked(q, k, v, mask, scale, chunk):
+    if not all(isinstance(x, torch.Tensor) for x in (q, k, v, *(() if mask is None else (mask,)))):
+        raise TypeError("q, k, v and mask must be torch tensors; convert them with torch.as_tensor")
     if not all(x.is_floating_point() and x.dtype == q.dtype for x in (q, k, v)):
         raise TypeError(f"q, k and v must be of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     shapes = tuple(tuple(x.shape) for x in (q, k, v))

@@ -185,6 +185,8 @@ def test_a_logit_that_is_not_finite_is_named(bad):
         ({"q": torch.zeros(2, 0, 4)}, ValueError, "shapes"),
         ({"q": torch.zeros(4)}, ValueError, "shapes"),
         ({"k": torch.zeros(2, 5, 4).double()}, TypeError, "one floating dtype"),
+        ({"k": [[1.0]]}, TypeError, "torch tensors"),
+        ({"mask": [[True]]}, TypeError, "torch tensors"),
         ({"mask": torch.zeros(4, 6)}, ValueError, "broadcastable"),
         ({"mask": torch.zeros(1, 2, 4, 5)}, ValueError, "broadcastable"),
         ({"mask": torch.zeros(4, 5, dtype=torch.int64)}, TypeError, "boolean"),
