@@ -132,16 +132,18 @@ def low_entropy_means_failure(seed):
     id="entropy-above-floor",
     statement="Attention entropy is never below the floor that the norms of its logits set",
     regimes=(*HIGH_NAMES, f"copy, {name(COPY)}", f"{name(POST)}, sigmaReparam"),
-    statistic="least entropy minus floor over all heads and reports, nats",
-    direction=">",
-    threshold=ROUNDING,
+    statistic="reports in which a head is below its floor, beyond rounding",
+    direction="<",
+    threshold=1.0,
     seeds=SEEDS,
     budget_s=40,
 )
 def above_floor(seed):
+    """Seeds of its own: on those of the other claims a first statistic, the least slack, was seen to be too skewed."""
+    seed += 100_000
     runs = [run("plain", s, seed) for s in HIGH]
     runs += [run("plain", COPY, seed, "copy"), run("sigma_reparam", POST, seed)]
-    return [float(r["slack"].min()) for r in runs]
+    return [int((r["slack"] < ROUNDING).sum()) for r in runs]
 
 
 # ---- sigmaReparam ---------------------------------------------------------------------------------------------------

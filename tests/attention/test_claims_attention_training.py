@@ -83,7 +83,9 @@ def test_correlation_within_a_run(runs):
 def test_floor_takes_the_worst_head_of_all_reports(runs):
     runs(lambda cure, placement, lr, task: reports(slack=FALLING - (1e-6 if placement == "post" else 0)))
     # plain post, plain pre, copy pre, sigmaReparam post
-    assert values("entropy-above-floor") == pytest.approx([-1e-6, 0, 0, -1e-6])
+    below = int((FALLING - 1e-6 < -1e-9).sum())
+    assert below > 0
+    assert values("entropy-above-floor") == [below, 0, 0, below]
     assert inside("entropy-above-floor") == [False, True, True, False]
 
 
