@@ -199,3 +199,48 @@ def test_what_does_not_fit(change, error, why):
     arguments = {"q": torch.zeros(2, 4, 4), "k": torch.zeros(2, 5, 4), "v": torch.zeros(2, 5, 4)} | change
     with pytest.raises(error, match=why):
         attention(**arguments)
+
+
+# ---- beside the rest of the kit -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_entropies_are_those_the_probe_reports(causal):
+    from normkit.probing.attention import attention_entropy
+
+    q, k, v = draw((2, 3), 30, 30, dtype=torch.float32, scale=2.0)
+    mask = None if causal else masks("full", 30, 30)
+    _, h = attention(q, k, v, mask=mask, causal=causal, chunk=7)
+    torch.testing.assert_close(h, attention_entropy(q, k, mask=mask, causal=causal), rtol=1e-5, atol=1e-5)
+
+
+def test_normalized_queries_and_keys_stay_above_their_floor():
+    from normkit.attention.laws import bounded_floor, entropy_floor
+
+    q, k, v = draw((4,), 50, 12, width=3, scale=5.0)
+    q, k = (F.rms_norm(x, (3,)) for x in (q, k))  # QK-norm: |logit| <= sqrt(3)
+    _, h = attention(q, k, v)
+    assert h.min() >= bounded_floor(math.sqrt(3), 12)
+    k_best = torch.where(torch.arange(12)[:, None] < 1, q[0, :1], -q[0, :1])
+    _, best = attention(q[:1, :1], k_best[None], v[:1])
+    assert best.item() == pytest.approx(bounded_floor(math.sqrt(3), 12), rel=1e-4)  # with eps 2e-16: one favorite
+    norm = torch.linalg.matrix_norm(q @ k.mT / math.sqrt(3), 2)  # of a whole head bounds each row's
+    assert (h.min(-1).values >= torch.as_tensor(entropy_floor(norm.numpy(), 12))).all()
+
+
+def test_uniform_causal_attention_has_the_mean_of_log_t():
+    from normkit.attention.laws import causal_entropy
+
+    q, k, v = draw((1,), 64, 64)
+    _, h = attention(q * 0, k, v, causal=True, chunk=10)
+    assert h.mean().item() == pytest.approx(causal_entropy(64), rel=1e-14)
+
+
+def test_random_heads_follow_the_exact_mean():
+    from normkit.attention.laws import mean_entropy
+
+    g = generator("heads")
+    q, k, v = (torch.randn(200, 2, 128, 512 if n < 2 else 1, generator=g)[:, :1] for n in range(3))
+    _, h = attention(q[..., :8, :], k, v, scale=2 / math.sqrt(512))
+    # 1600 rows in 200 independent heads; |q| varies by 3 % at width 512, which moves the mean by less than 0.01
+    assert h.mean().item() == pytest.approx(mean_entropy(2.0, 128), abs=4 * h.mean(-1).std().item() / 200**0.5 + 0.01)
