@@ -85,7 +85,7 @@ def test_floor_takes_the_worst_head_of_all_reports(runs):
     # plain post, plain pre, copy pre, sigmaReparam post
     below = int((FALLING - 1e-6 < -1e-9).sum())
     assert below > 0
-    assert values("entropy-above-floor") == [below, 0, 0, below]
+    assert values("entropy-above-floor").tolist() == [below, 0, 0, below]
     assert inside("entropy-above-floor") == [False, True, True, False]
 
 
