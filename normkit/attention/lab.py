@@ -18,7 +18,7 @@ MODELS = ("MiniLM", "MiniLM 16 tokens", "MiniLM 256 tokens", "majority", "majori
 SHOWN = 40  # tokens in the picture of a map
 SCALES = np.arange(0.0, 14.01, 0.5)  # standard deviations of the logits, on the right
 FINE = np.arange(0.0, 14.01, 0.05)  # where the floor is drawn: it falls fast
-LENGTHS, PHASES = 2 ** np.arange(2, 11), np.arange(0.25, 6.01, 0.25)
+LENGTHS, PHASES = 2 ** np.arange(2, 11), np.arange(0.0, 6.01, 0.25)
 RIGHT = {
     "entropy": "entropy / log T",
     "largest probability": "largest probability",
@@ -27,7 +27,7 @@ RIGHT = {
 
 
 @cache
-def _scores(tokens, rows, width, quality):
+def _scores(tokens, rows, width):
     """Entropy / log T and largest probability over SCALES: (2, 3, scales), mean and band over rows."""
     z = unit_logits(rows, tokens, width, 0)
     found = []
@@ -78,7 +78,7 @@ class AttentionLab(Lab):
         scales), with "entropy.theory", "entropy.leading", "entropy.floor", "spectral.theory"."""
         exact, width = quality == "exact", None if self.logits == "independent" else 16
         rows, n = (256 if exact else 32), min(self.tokens, SHOWN)
-        entropy, largest = _scores(self.tokens, rows, width, quality)
+        entropy, largest = _scores(self.tokens, rows, width)
         logits = unit_logits(n, n, width, 1) * np.float32(self.effective)
         lengths = LENGTHS[: 8 if exact else 6]
         norms = [_unit_norm(int(t), width) for t in lengths]
@@ -106,8 +106,9 @@ class AttentionLab(Lab):
         key = "entropy" if self.right == "entropy" else "largest"
         mean, lo, hi = result[key]
         curves.append(Curve("random head", "toy", SCALES, mean, TOY, lo, hi, axes=1))
-        x = min(self.effective, SCALES[-1])
-        curves.append(Curve("here", "toy", np.array([x]), np.interp([x], SCALES, mean), HERE, axes=1))
+        if self.effective <= SCALES[-1]:
+            x = np.array([self.effective])
+            curves.append(Curve("here", "toy", x, np.interp(x, SCALES, mean), HERE, axes=1))
         if key == "entropy":
             if self.logits == "independent":
                 curves.append(Curve("random head", "theory", SCALES, result["entropy.theory"], TOY, axes=1))
@@ -118,12 +119,14 @@ class AttentionLab(Lab):
     def _left(self, result):
         if self.left == "phase diagram":
             freezing = laws.freezing_scale(LENGTHS)
-            here = np.clip(self.effective, PHASES[0], PHASES[-1])
-            return [
+            curves = [
                 Heat("random head", "toy", LENGTHS, PHASES, result["phases"].T, "entropy / log T"),
                 Curve("freezing", "theory", LENGTHS, freezing, LEADING),
-                Curve("here", "toy", np.array([self.tokens]), np.array([here]), HERE),
             ]
+            if self.effective <= PHASES[-1]:
+                here = np.array([self.tokens]), np.array([self.effective])
+                curves.append(Curve("here", "toy", *here, HERE))
+            return curves
         n = np.arange(1, len(result["map"]) + 1)
         title = "logit" if self.left == "logits" else "attention"
         return [Heat("random head", "toy", n, n, result["map"], title)]

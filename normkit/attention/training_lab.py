@@ -22,7 +22,7 @@ class AttentionTrainingLab(Lab):
     """Heads that freeze: attention entropy of every head while a small transformer learns
 
     Press Train. Loss; entropy of each head with the floor that its logits allow, a line of its color; and each head's
-    spectral norm of the logits, with the norm below which no row of attention can lose half of its entropy.
+    spectral norm of the logits, with the norm below which no head can lose half of its entropy.
     """
 
     cure: str = choice("plain", *CURES, label="Cure", help="What is done against the collapse; plain: nothing.")
@@ -64,7 +64,7 @@ class AttentionTrainingLab(Lab):
             Curve("chance", "theory", ends, np.full(2, np.log(GUESS[self.task])), GREY),
             Curve(self.cure, "real", step, result["loss"], LOSS),
             Curve("uniform attention", "theory", ends, np.full(2, self.uniform()), GREY, axes=1),
-            Curve("half of the entropy", "theory", ends, np.full(2, half_norm(TOKENS)), LINE, axes=2),
+            Curve("half of the entropy", "theory", ends, np.full(2, half_norm(self.keys())), LINE, axes=2),
         ]
         for layer in range(LAYERS):
             for head in range(HEADS):
@@ -74,9 +74,13 @@ class AttentionTrainingLab(Lab):
                 curves.append(Curve(name, "real", step, result["spectral"][:, layer, head], look, axes=2))
         return curves
 
+    def keys(self) -> np.ndarray:
+        """How many tokens each row of attention may look at; copy has a causal mask."""
+        return np.arange(1, TOKENS + 1) if self.task == "copy" else np.full(TOKENS, TOKENS)
+
     def uniform(self) -> float:
-        """Entropy of uniform attention; copy has a causal mask."""
-        return laws.causal_entropy(TOKENS) if self.task == "copy" else float(np.log(TOKENS))
+        """Entropy of uniform attention, the mean over rows."""
+        return float(np.log(self.keys()).mean())
 
     def axes(self):
         return [
@@ -86,10 +90,13 @@ class AttentionTrainingLab(Lab):
         ]
 
 
-def half_norm(tokens: int) -> float:
-    """The norm of a row of logits at which the entropy floor is half of log(tokens), by bisection."""
-    low, high = 0.0, 2 * np.log(tokens) + 10
+def half_norm(keys) -> float:
+    """The norm of each row of logits at which the entropy floor of a head is half of that of uniform attention.
+
+    keys (rows,): how many logits each row has. By bisection: the mean floor over the rows falls with the norm.
+    """
+    half, low, high = np.log(keys).mean() / 2, 0.0, 2 * np.log(max(keys)) + 10
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if laws.entropy_floor(middle, tokens) > np.log(tokens) / 2 else (low, middle)
+        low, high = (middle, high) if laws.entropy_floor(middle, keys).mean() > half else (low, middle)
     return (low + high) / 2
