@@ -21,10 +21,11 @@ def lines(cell):
 
 
 def test_there_are_lessons():
-    assert [p.name for p in LESSONS][:3] == [
+    assert [p.name for p in LESSONS][:4] == [
         "00_start.ipynb",
         "01_variance_growth.ipynb",
         "02_effective_learning_rate.ipynb",
+        "03_entropy_collapse.ipynb",
     ]
 
 
