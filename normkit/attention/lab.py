@@ -106,15 +106,16 @@ class AttentionLab(Lab):
         key = "entropy" if self.right == "entropy" else "largest"
         mean, lo, hi = result[key]
         curves.append(Curve("random head", "toy", SCALES, mean, TOY, lo, hi, axes=1))
-        if self.effective <= SCALES[-1]:
-            x = np.array([self.effective])
-            curves.append(Curve("here", "toy", x, np.interp(x, SCALES, mean), HERE, axes=1))
         if key == "entropy":
             if self.logits == "independent":
                 curves.append(Curve("random head", "theory", SCALES, result["entropy.theory"], TOY, axes=1))
             curves.append(Curve("leading order", "theory", SCALES, result["entropy.leading"], LEADING, axes=1))
             curves.append(Curve("floor", "theory", FINE, result["entropy.floor"], FLOOR, axes=1))
-        return curves + self._measured(key)
+        curves += self._measured(key)
+        if self.effective <= SCALES[-1]:
+            x = np.array([self.effective])
+            curves.append(Curve("here", "toy", x, np.interp(x, SCALES, mean), HERE, axes=1))
+        return curves
 
     def _left(self, result):
         if self.left == "phase diagram":
@@ -129,6 +130,8 @@ class AttentionLab(Lab):
             return curves
         n = np.arange(1, len(result["map"]) + 1)
         title = "logit" if self.left == "logits" else "attention"
+        if self.tokens > SHOWN:
+            title += f" among {SHOWN} tokens"
         return [Heat("random head", "toy", n, n, result["map"], title)]
 
     def _measured(self, key):

@@ -84,7 +84,7 @@ class AttentionTrainingLab(Lab):
 
     def axes(self):
         return [
-            Axes("Loss", "step", "cross-entropy, nats"),
+            Axes("Loss", "step", "cross-entropy, nats", log_y=True),
             Axes("Entropy", "step", "attention entropy, nats"),
             Axes("Logits", "step", "spectral norm of the logits", log_y=True),
         ]
