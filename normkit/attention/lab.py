@@ -131,7 +131,7 @@ class AttentionLab(Lab):
         n = np.arange(1, len(result["map"]) + 1)
         title = "logit" if self.left == "logits" else "attention"
         if self.tokens > SHOWN:
-            title += f" among {SHOWN} tokens"
+            title += f", {SHOWN} tokens"
         return [Heat("random head", "toy", n, n, result["map"], title)]
 
     def _measured(self, key):

@@ -161,7 +161,7 @@ def test_the_map_is_the_softmax_of_the_logits(logits, tokens):
     assert z.z.shape == p.z.shape == (min(tokens, SHOWN),) * 2
     np.testing.assert_allclose(p.z, softmax(z.z), atol=1e-6)
     np.testing.assert_allclose(p.z.sum(-1), 1, rtol=1e-5)
-    more = " among 40 tokens" if tokens > 40 else ""
+    more = ", 40 tokens" if tokens > 40 else ""
     assert (z.title, p.title) == ("logit" + more, "attention" + more)
     if tokens == 64 and logits == "independent":
         assert z.z.std() == pytest.approx(1.5, rel=5 / (2 * 1600) ** 0.5)
