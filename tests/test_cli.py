@@ -75,10 +75,11 @@ def test_claims_hands_its_options_and_exit_code_over(monkeypatch, arguments, wan
     assert got == wanted
 
 
-def test_claims_with_an_unknown_id_says_which_there_are():
-    result = run("claims", "--only", "no-such-claim")
+@pytest.mark.parametrize("wrong", ["control-nul", "???"])
+def test_claims_with_an_unknown_id_says_which_there_are(wrong):
+    result = run("claims", "--only", wrong)
     assert result.exit_code == 2
-    assert "no-such-claim" in result.output
+    assert wrong in result.output
     assert "control-null" in result.output
 
 

@@ -188,10 +188,10 @@ def _run(w, radius, out, n):
     return y if good else NotImplemented
 
 
-# ---- walks ----------------------------------------------------------------------------------------------------------
+# ---- walks: no fastmath, whose sums would round otherwise in a fresh compilation than in a cached one ----------------
 
 
-@numba.njit(_nrt=False, fastmath=_SUMS)
+@numba.njit(_nrt=False)
 def _dot(x, y):
     total = 0.0
     for j in range(x.shape[0]):
@@ -199,7 +199,7 @@ def _dot(x, y):
     return total
 
 
-@numba.njit(_nrt=False, fastmath=_SUMS)
+@numba.njit(_nrt=False)
 def _walk_row(w, p, square, noise, first, lr, pull, shrink, model, norm, angle, cosine, path, d, g):
     adaptive, tangent, beta, fresh, beta2, eps, grad_norm, signal, radius = model
     n = w.shape[0]
