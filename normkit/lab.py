@@ -103,7 +103,13 @@ class Lab:
     # ---- what a subclass writes
 
     def compute(self, quality: str) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """The arrays to draw; of a streamed lab, the first that come."""
+        if self.stream is None:
+            raise NotImplementedError(f"{type(self).__name__} needs a compute or a stream")
+        steps = self.stream()
+        _, result = next(steps)
+        steps.close()
+        return result
 
     def curves(self, result: dict) -> list[Curve | Heat]:
         raise NotImplementedError

@@ -18,6 +18,13 @@ def stream(seed: int, *path: int | str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=tuple(_key(p) for p in path)))
 
 
+def generator(seed: int, *path: int | str):
+    """A torch.Generator (CPU) for `seed` and a path, as independent of all others as their streams are."""
+    import torch
+
+    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
+
+
 def _key(part):
     if isinstance(part, str):
         return zlib.crc32(part.encode())  # Python's own hash() changes from run to run

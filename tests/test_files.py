@@ -87,3 +87,17 @@ def test_references_are_well_formed_and_cover_the_claims():
 
     cited = {claim.arxiv for claim in ledger.claims().values() if claim.arxiv}
     assert cited <= set(ids), f"claims cite papers that references.bib lacks: {sorted(cited - set(ids))}"
+
+
+def test_standardized_digits_are_the_digits_in_an_order_of_their_own():
+    images, labels = files.digits()
+    one, other = (files.standardized_digits(name) for name in ("one", "a/path"))
+    for x, y in (one, other):
+        assert x.mean() == pytest.approx(0, abs=1e-12)
+        assert x.std() == pytest.approx(1, rel=1e-12)
+        back = np.round((x * images.std() + images.mean()) * 16)
+        mine, given = (sorted(map(tuple, np.column_stack([a, b]))) for a, b in ((back, y), (images * 16, labels)))
+        assert mine == given  # every image with its own label, once
+        assert not x.flags.writeable and not y.flags.writeable
+    assert not np.array_equal(one[1], other[1])
+    assert not np.array_equal(one[1], labels)

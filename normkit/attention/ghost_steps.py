@@ -21,8 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normkit.attention.ghosts import radius_ratio
 from normkit.checks import count, pick, positive
-from normkit.files import digits
-from normkit.rng import stream
+from normkit.files import standardized_digits
+from normkit.rng import generator, stream
 
 __all__ = [
     "ARMS",
@@ -167,17 +167,11 @@ class RadiusController:
 # ---- toy 1: the loss after a step of r radii ------------------------------------------------------------------------
 
 
-def generator(seed, *path):
-    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
-
-
 @cache
 def _images():
     """Digits in a fixed random order, standardized, and their labels."""
-    images, labels = digits()
-    order = stream(0, "ghost digits").permutation(len(images))
-    x = (images[order] - images.mean()) / images.std()
-    return torch.from_numpy(x).float(), torch.from_numpy(labels[order])
+    x, y = standardized_digits("ghost digits")
+    return torch.tensor(x).float(), torch.tensor(y)
 
 
 def _model(kind, seed):

@@ -12,17 +12,13 @@ from torch.nn import functional as F
 from normkit.attention.linear import KINDS, weights
 from normkit.attention.linear_modules import LinearAttention
 from normkit.checks import count, pick, positive
-from normkit.files import digits
-from normkit.rng import stream
+from normkit.files import standardized_digits
+from normkit.rng import generator, stream
 
 __all__ = ["TASKS", "PatchModel", "recall", "train_patches"]
 
 TASKS = ("generate", "classify")
 SYMBOLS, PAIRS, VALUES, BATCH, TRAINING = 32, 16, 16, 64, 1200
-
-
-def _generator(seed, *path):
-    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
 
 
 def recall(kind="relu", *, width=16, lr=1e-2, steps=300, seed=0) -> float:
@@ -35,7 +31,7 @@ def recall(kind="relu", *, width=16, lr=1e-2, steps=300, seed=0) -> float:
     pick("kind", kind, (*KINDS, "softmax"))
     positive("lr", lr)
     shapes = ((SYMBOLS, count("width", width)), (SYMBOLS, width), (VALUES, width), (width, VALUES))
-    draws, batches, losses = _generator(seed, "recall weights"), _generator(seed, "recall batches"), []
+    draws, batches, losses = generator(seed, "recall weights"), generator(seed, "recall batches"), []
     asked, keys, values, head = (torch.randn(s, generator=draws) for s in shapes)
     head /= math.sqrt(width)
     learned = [p.requires_grad_() for p in (asked, keys, values, head)]
@@ -83,7 +79,7 @@ class PatchModel(nn.Module):
 
 
 def _draw(model, seed):
-    draws = _generator(seed, "patch weights")
+    draws = generator(seed, "patch weights")
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name in ("position", "unknown"):
@@ -106,11 +102,10 @@ def train_patches(kind="division", *, task="generate", width=32, gate=False, lr=
     positive("lr", lr)
     model = PatchModel(kind, width, 2, 4 if task == "generate" else 10, gate)
     _draw(model, seed)
-    images, labels = digits()
-    order = stream(0, "digits split").permutation(len(images))
-    x = torch.from_numpy((images[order] - images.mean()) / images.std()).float()
+    images, labels = standardized_digits("digits split")
+    x = torch.tensor(images).float()
     x = x.unflatten(-1, (4, 2, 4, 2)).transpose(-3, -2).flatten(-2).flatten(-3, -2)
-    y = torch.from_numpy(labels[order])
+    y = torch.tensor(labels)
 
     def loss_of(rows, masks):
         if task == "classify":
@@ -118,13 +113,13 @@ def train_patches(kind="division", *, task="generate", width=32, gate=False, lr=
         hidden = torch.rand(len(rows), 16, generator=masks).argsort(-1) < 8
         return F.mse_loss(model(x[rows], hidden)[hidden], x[rows][hidden])
 
-    adam, masks = torch.optim.Adam(model.parameters(), lr=lr), _generator(seed, "patch masks")
+    adam, masks = torch.optim.Adam(model.parameters(), lr=lr), generator(seed, "patch masks")
     for picks in stream(seed, "patch batches").integers(TRAINING, size=(count("steps", steps), BATCH)):
         adam.zero_grad()
         loss_of(torch.from_numpy(picks), masks).backward()
         adam.step()
     with torch.no_grad():
-        loss = loss_of(torch.arange(TRAINING, len(x)), _generator(seed, "patch test masks")).item()
+        loss = loss_of(torch.arange(TRAINING, len(x)), generator(seed, "patch test masks")).item()
     if not math.isfinite(loss):
         raise ValueError(f"{kind} attention diverged (lr {lr:g}, seed {seed}): lower lr")
     return loss

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from normkit.attention.linear_modules import LinearAttention
 from normkit.checks import count, pick, positive
-from normkit.files import digits
-from normkit.rng import stream
+from normkit.files import standardized_digits
+from normkit.rng import generator, stream
 
 __all__ = [
     "DigitsModel",
@@ -227,17 +227,15 @@ def train_digits(norm="prepbn", *, attention="simplified", lr=3e-3, steps=200, s
     """
     positive("lr", lr)
     model = DigitsModel(norm, attention, steps=max(1, 3 * count("steps", steps) // 4), **sizes)
-    draws = torch.Generator().manual_seed(int(stream(seed, "slab weights").integers(2**63)))
+    draws = generator(seed, "slab weights")
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1 and "position" not in name:
                 p.normal_(0, p[0].numel() ** -0.5, generator=draws)
             elif name.endswith("bias"):
                 p.zero_()
-    images, labels = digits()
-    order = stream(0, "digits split").permutation(len(images))
-    x = torch.from_numpy((images[order] - images.mean()) / images.std()).float()
-    y = torch.from_numpy(labels[order])
+    images, labels = standardized_digits("digits split")
+    x, y = torch.tensor(images).float(), torch.tensor(labels)
     adam = torch.optim.Adam(model.parameters(), lr=lr)
     for picks in stream(seed, "slab batches").integers(TRAINING, size=(steps, BATCH)):
         loss = F.cross_entropy(model(x[picks]), y[picks])

@@ -19,7 +19,7 @@ from normkit.attention.laws import entropy_floor
 from normkit.attention.reparam import SigmaReparam
 from normkit.attention.softmax import entropy
 from normkit.checks import count, pick, positive
-from normkit.rng import stream
+from normkit.rng import generator
 
 BATCH = 32
 TYPES, FAVORED = 8, 0.3  # majority: kinds of tokens, and how often the sequence's favorite replaces a token
@@ -80,11 +80,6 @@ class Task:
 
 
 TASKS = {"majority": Task(majority_task, TYPES + 1, TYPES, False), "copy": Task(copy_task, SYMBOLS, SYMBOLS, True)}
-
-
-def generator(seed, *path):
-    """A torch generator with its own stream, see `normkit.rng.stream`."""
-    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
 
 
 class Block(nn.Module):

@@ -50,13 +50,6 @@ class AttentionTrainingLab(Lab):
             keys = ("step", "loss", "entropy", "floor", "spectral")
             yield report["step"] / self.steps, {key: np.array([row[key] for row in rows]) for key in keys}
 
-    def compute(self, quality):
-        """The result before the first step."""
-        steps = self.stream()
-        _, result = next(steps)
-        steps.close()
-        return result
-
     def curves(self, result):
         step = result["step"]
         ends = np.array([0.0, self.steps])

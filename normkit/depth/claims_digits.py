@@ -6,7 +6,7 @@ import numpy as np
 
 from normkit.depth.activations import ACTIVATIONS
 from normkit.depth.claims_init import ELU, SNN
-from normkit.files import digits
+from normkit.files import standardized_digits
 from normkit.ledger import claim
 from normkit.rng import stream
 
@@ -20,9 +20,8 @@ def images():
     """Standardized training and test images and their labels, as torch tensors."""
     import torch
 
-    x, y = digits()
-    order = stream(0, "digits split").permutation(len(x))
-    x, y = torch.from_numpy((x[order] - x.mean()) / x.std()).float(), torch.from_numpy(y[order])
+    images, labels = standardized_digits("digits split")
+    x, y = torch.tensor(images).float(), torch.tensor(labels)
     return x[:TRAINING], y[:TRAINING], x[TRAINING:], y[TRAINING:]
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from normkit.arrays import floating, namespace
 from normkit.checks import count
 from normkit.depth.transformer import DigitNet, generator
-from normkit.files import digits
+from normkit.files import standardized_digits
 from normkit.layers import layer_norm
 from normkit.rng import stream
 
@@ -285,9 +285,8 @@ def _watch(model, x):
 @cache
 def _images():
     """Standardized digits (1797, 64) in a fixed random order, and their labels, as tensors."""
-    x, y = digits()
-    order = stream(0, "removal", "split").permutation(len(x))
-    return torch.from_numpy((x[order] - x.mean()) / x.std()).float(), torch.from_numpy(y[order])
+    x, y = standardized_digits("removal/split")
+    return torch.tensor(x).float(), torch.tensor(y)
 
 
 def _positive(deviation):

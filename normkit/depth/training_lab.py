@@ -56,13 +56,6 @@ class DepthTrainingLab(Lab):
                 },
             )
 
-    def compute(self, quality):
-        """The result before the first step."""
-        steps = self.stream()
-        _, result = next(steps)
-        steps.close()
-        return result
-
     def law(self, variance):
         """The placement's variance law (layers+1,), given the measured start, whose first block sets the gain."""
         start, rise = variance[0], variance[1] - variance[0]

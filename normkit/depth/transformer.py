@@ -13,14 +13,9 @@ from torch.nn.utils import skip_init
 
 from normkit.checks import count, pick
 from normkit.depth import placement as place
-from normkit.rng import stream
+from normkit.rng import generator
 
 NORMS = {"rmsnorm": lambda width: nn.RMSNorm(width, eps=1e-6), "layernorm": lambda width: nn.LayerNorm(width, eps=1e-5)}
-
-
-def generator(seed: int, *path: int | str) -> torch.Generator:
-    """A torch generator with its own stream, see `normkit.rng.stream`."""
-    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
 
 
 class ScalarBias(nn.Module):

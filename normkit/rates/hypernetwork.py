@@ -17,7 +17,7 @@ except ImportError as error:
 from torch import nn
 
 from normkit.arrays import finite, floating, namespace
-from normkit.rng import stream
+from normkit.rng import generator, stream
 
 __all__ = ["Hypernetwork", "ToyRun", "encode", "train_toy"]
 
@@ -73,7 +73,7 @@ class Hypernetwork(nn.Module):
         for k, (fan_in, fan_out) in enumerate(pairwise(sizes)):
             last = k == len(hidden)
             each = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=flat.dtype, device=flat.device)
-            draws = torch.Generator().manual_seed(int(stream(seed, "hypernetwork", k).integers(2**63)))
+            draws = generator(seed, "hypernetwork", k)
             gain = nn.init.calculate_gain("linear" if last else "leaky_relu")
             with torch.no_grad():
                 each.weight.copy_(torch.randn(each.weight.shape, generator=draws) * gain / math.sqrt(fan_out))

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from normkit.checks import count, pick, positive
-from normkit.files import digits
+from normkit.files import standardized_digits
 from normkit.rates.elr import effective_lr
 from normkit.rates.groups import Group
 from normkit.rates.laws import rule
 from normkit.rates.nap import NormalizeAndProject
 from normkit.rates.optimizers import SGDP, AdamP
-from normkit.rng import stream
+from normkit.rng import generator
 
 EPS = 1e-20
 MOMENTUM = 0.9
@@ -73,11 +73,6 @@ class Net(nn.Module):
         return {f"hidden.{i}.weight": linear.weight for i, linear in enumerate(self.hidden)}
 
 
-def generator(seed, *path):
-    """A torch generator with its own stream, see `normkit.rng.stream`."""
-    return torch.Generator().manual_seed(int(stream(seed, *path).integers(2**63)))
-
-
 def _draw(linear, gain, draws):
     w = torch.randn(linear.weight.shape, generator=draws, dtype=torch.float64)
     linear.weight.copy_(w * math.sqrt(gain / linear.in_features))
@@ -88,9 +83,8 @@ def _draw(linear, gain, draws):
 @cache
 def data(dtype=torch.float32):
     """Images (1200, 64) and (597, 64), standardized together, and labels: training x, y, held-out x, y."""
-    x, y = digits()
-    order = stream(0, "digits split").permutation(len(x))
-    x, y = torch.from_numpy((x[order] - x.mean()) / x.std()).to(dtype), torch.from_numpy(y[order])
+    images, labels = standardized_digits("digits split")
+    x, y = torch.tensor(images).to(dtype), torch.tensor(labels)
     return x[:TRAINING], y[:TRAINING], x[TRAINING:], y[TRAINING:]
 
 

@@ -52,13 +52,6 @@ class RatesTrainingLab(Lab):
             columns = ("step", "loss", "accuracy", "norm", "elr", "gradient")
             yield report["step"] / self.steps, dict(zip(columns, np.array(rows).T, strict=True))
 
-    def compute(self, quality):
-        """The result before the first step."""
-        steps = self.stream()
-        _, result = next(steps)
-        steps.close()
-        return result
-
     def law(self, result):
         """Norm and effective learning rate (steps+1,) for random gradients as large as those measured; None without."""
         if self.norm == "none" or self.schedule != "constant":
