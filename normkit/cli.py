@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,6 +67,61 @@ def bench(
     from normkit import bench
 
     raise typer.Exit(bench.main(json_output=as_json, only=only))
+
+
+@app.command()
+def release(
+    source: Annotated[Path, typer.Argument(help="A source notebook, or a folder of them.")],
+    destination: Annotated[Path, typer.Argument(help="The student version: a file, or a folder.")],
+    student: Annotated[str, typer.Option(help="Whose parameters it has.")] = "anyone",
+    roster: Annotated[
+        Path | None, typer.Option(help="File of student ids, one a line: DESTINATION/ID/ for each.")
+    ] = None,
+):
+    """Write the student version of an assignment: no solutions, no hidden cells, and parameters of the student's own."""
+    from normkit.course import commands
+
+    raise typer.Exit(commands.release(source, destination, student, roster))
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="An assignment that you have worked on.")]):
+    """Run your assignment and say, question by question, what is right and which mistake the rest looks like."""
+    from normkit.course import commands
+
+    raise typer.Exit(commands.check(file))
+
+
+@app.command()
+def grade(
+    folder: Annotated[Path, typer.Argument(help="Submissions: DIR/ID.ipynb, or DIR/ID/*.ipynb.")],
+    master: Annotated[
+        Path | None, typer.Option(help="The source notebook; looked for in notebooks/assignments.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="CSV, one column a question.")] = Path("grades.csv"),
+    json_out: Annotated[Path | None, typer.Option("--json", help="Everything, checked against a schema.")] = None,
+    canvas: Annotated[Path | None, typer.Option(help="CSV for Canvas' gradebook.")] = None,
+    moodle: Annotated[Path | None, typer.Option(help="CSV for Moodle's grade import.")] = None,
+    gradescope: Annotated[
+        Path | None, typer.Option(help="Folder for Gradescope's results.json, one a student.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Submissions graded at a time.")] = 2,
+    dask: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, to grade there instead.")] = None,
+    cell_seconds: Annotated[float, typer.Option(min=1, help="Wall clock for a cell.")] = 120,
+    seconds: Annotated[float, typer.Option(min=1, help="Wall clock for a submission.")] = 1200,
+    memory_mb: Annotated[int, typer.Option(min=512, help="Address space of a submission.")] = 4096,
+    afresh: Annotated[
+        bool, typer.Option("--afresh", help="Do not go on where an earlier run was; new hidden inputs.")
+    ] = False,
+):
+    """Grade a folder of submissions, each in its own sandbox; a run that was cut short goes on where it was."""
+    from normkit.course import commands
+
+    forms = {"json": json_out, "canvas": canvas, "moodle": moodle, "gradescope": gradescope}
+    limits = {"cell_s": cell_seconds, "total_s": seconds, "memory_mb": memory_mb}
+    raise typer.Exit(
+        commands.grade(folder, master, out=out, forms=forms, workers=workers, dask=dask, limits=limits, afresh=afresh)
+    )
 
 
 @app.command()

@@ -17,7 +17,7 @@ def run(*arguments):
 def test_help_lists_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    assert all(word in result.output for word in ("doctor", "claims", "bench", "probe"))
+    assert all(word in result.output for word in ("doctor", "claims", "bench", "probe", "release", "check", "grade"))
     assert run("no-such-command").exit_code == 2
 
 

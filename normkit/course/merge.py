@@ -29,7 +29,15 @@ class Submission:
 
 def load(path, assignment: Assignment) -> Submission:
     """Read a submission, whatever it is. Raises ValueError, in words for the student, for what is no notebook at all."""
-    path = Path(path)
+    notebook = read_json(Path(path))
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise ValueError(f"{Path(path).name} is not a notebook of format 4: it has no list of cells")
+    return _collect(cells, notebook, assignment)
+
+
+def read_json(path: Path):
+    """The JSON of a plain file of a bounded size. Raises ValueError, in words for the student."""
     try:
         # No following of links, no waiting on a pipe, and the size is that of the file which is then read.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -45,13 +53,9 @@ def load(path, assignment: Assignment) -> Submission:
             )
         data = file.read(SIZE + 1)
     try:
-        notebook = json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not a notebook: it is not JSON in UTF-8 ({str(error)[:80]})") from None
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list):
-        raise ValueError(f"{path.name} is not a notebook of format 4: it has no list of cells")
-    return _collect(cells, notebook, assignment)
 
 
 def _collect(cells, notebook, assignment):
