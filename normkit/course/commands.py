@@ -173,7 +173,7 @@ def find_master(folder: Path, places=PLACES) -> Path:
             named[name] += name in masters
     if not +named:
         raise ValueError(
-            f"no source notebook of the submissions in {folder} was found in {' or '.join(places)}: name it with --master"
+            f"no source notebook of the submissions in {folder} was found in {' or '.join(map(str, places))}: name it with --master"
         )
     return masters[named.most_common(1)[0][0]]
 
