@@ -66,10 +66,10 @@ def answers_for_checks(assignment: Assignment) -> str:
 def _all_emissions(assignment):
     checks = {}
     for question in assignment.questions:
-        right = _emission(assignment, question)
+        right = emission(assignment, question)
         wrong = []
         for known in question.wrong:
-            emitted = _emission(assignment, question, known.code)
+            emitted = emission(assignment, question, known.code)
             if compare.difference(right, emitted) is None:
                 raise ValueError(
                     f"{known.id}: this wrong answer passes; give the probe of {question.id} a case that tells"
@@ -82,21 +82,24 @@ def _all_emissions(assignment):
     return checks
 
 
-def _emission(assignment, question, wrong=None):
-    """Run setup and answers up to the question, with `wrong` for its first answer cell, then its probe."""
+def emission(assignment: Assignment, question, code: str | None = None, seed: int = PUBLIC) -> dict:
+    """What the probe emits after setup and the solutions up to the question, with `code` for its first answer cell.
+
+    In this process: for the instructor's own code only. Raises ValueError if that code raises.
+    """
     namespace = {"__name__": "assignment"}
     for cell in assignment.notebook.cells:
         own = label(cell)
-        if own["role"] not in ("setup", "answer") or (wrong and own["id"] in question.answers[1:]):
+        if own["role"] not in ("setup", "answer") or (code and own["id"] in question.answers[1:]):
             continue
-        source = wrong if wrong and own["id"] == question.answers[0] else cell.source
+        source = code if code and own["id"] == question.answers[0] else cell.source
         try:
             exec(compile(source, f"<{own['id']}>", "exec"), namespace)
         except Exception as error:
             raise ValueError(f"{own['id']}: the source notebook's own code raised {error!r}") from error
-        if own.get("question") == question.id and own["id"] == question.answers[-1 if not wrong else 0]:
+        if own.get("question") == question.id and own["id"] == question.answers[-1 if not code else 0]:
             break
-    return probes.capture(question.probe, namespace, PUBLIC, question.id)
+    return probes.capture(question.probe, namespace, seed, question.id)
 
 
 def notebook_metadata() -> dict:
