@@ -198,13 +198,14 @@ def train(tables, theta, seeds, first, steps, method, aggregation, o, groups, si
     """
     n, roles, horizon = groups * size, tables.noise.shape[0], tables.horizon
     states, actions = tables.features.offset.shape
-    room, units = n * horizon, n * roles
+    room, units, noisy = n * horizon, n * roles, tables.noise.max() > 0
     p, sums, integers = np.empty((states, actions)), np.empty((states, actions)), np.zeros((3, n + 1), np.int64)
     policy = Policy(p, sums, np.empty(states), np.empty(states, np.int64))
     where, x, y = np.empty((2, room), np.uint32), np.zeros((4, units)), np.zeros((3, room))
     kinds, cells = np.zeros((2, units), np.int64), np.zeros((3, room), np.int64)
     e = Episodes(
-        where[0], where[1], cells[0], np.empty((room, roles)), integers[0], integers[1, :n], integers[2, :n], x[0], x[1]
+        where[0], where[1], cells[0], np.empty((room, roles)), integers[0], integers[1, :n], integers[2, :n], x[0], x[1],
+        np.empty(n, np.uint64), np.empty((1 + tables.random.max(), horizon, n)), np.empty((horizon if noisy else 0, n)),
     )  # fmt: skip
     logit, gradient, share = np.zeros((states, actions)), np.zeros(theta.shape[1:]), x[3]
     prompts, races, latest = np.empty(groups, np.int64), np.empty((2, memory.shape[1])), np.empty(roles, np.int64)

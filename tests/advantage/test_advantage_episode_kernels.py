@@ -35,6 +35,7 @@ def drawn(environment, n, groups, seed, step, branch=0, segment=1):
     e = kernels.Episodes(
         *np.zeros((2, room), np.uint32), np.zeros(room, np.int64), np.zeros((room, roles)), np.zeros(n + 1, np.int64),
         *np.zeros((2, n), np.int64), *np.full((2, n * roles), math.nan),
+        np.empty(n, np.uint64), np.empty((2, environment.horizon, n)), np.empty((environment.horizon, n)),
     )  # fmt: skip
     tables, policy, theta = tables_of(environment), empty_policy(environment), moved(environment)
     key = absorb(absorb(np.uint64(0), seed), step)
@@ -51,6 +52,14 @@ def test_numbers_are_those_of_the_kit(path):
     for index in path[:-1]:
         h = absorb(h, index)
     assert kernels.uniform(h, path[-1]) == float(uniforms(*path))
+
+
+def test_log():
+    draw = stream(0, "log").random(500)
+    for u in np.r_[2.0**-53, 1 - 2.0**-53, 2.0 ** -np.arange(53), math.sqrt(0.5), draw, 2.0 ** (-53 * draw)]:
+        assert kernels.log(float(u)) == pytest.approx(
+            math.log(u), rel=5e-16 * 2, abs=0
+        )  # four roundings of half a digit
 
 
 def test_cosine():

@@ -28,7 +28,10 @@ def batch(roles=2):
     paid, unit = rng.standard_normal((len(hidden), roles)), owner * roles + role
     outcome = np.array([paid[a:b].sum(0) for a, b in itertools.pairwise(first)]).ravel()
     tokens = np.bincount(unit, minlength=4 * roles).astype(float)
-    e = Episodes(hidden, action, unit, paid, first, np.array([0, 0, 1, 1]), np.zeros(4, int), outcome, tokens)
+    no_numbers = np.empty(0, np.uint64), np.empty((0, 0, 0)), np.empty((0, 0))
+    e = Episodes(
+        hidden, action, unit, paid, first, np.array([0, 0, 1, 1]), np.zeros(4, int), outcome, tokens, *no_numbers
+    )
     return environment, tables_of(environment), e
 
 
@@ -96,7 +99,7 @@ def test_memory_weighs_the_prompts():
     memory, races, o = np.array([[1e9, 1e-9], [5.0, 5.0]]), np.empty((2, 2)), np.zeros(len(OPTIONS))
     room = Episodes(
         *np.zeros((2, 12), np.uint32), np.zeros(12, int), np.zeros((12, 2)), np.zeros(5, int), e.prompt.copy(), e.tally,
-        *np.zeros((2, 8)),
+        *np.zeros((2, 8)), np.empty(4, np.uint64), np.empty((2, 3, 4)), np.empty((0, 4)),
     )  # fmt: skip
     for o[PRIORITIZED], share in ((0, 0.5), (1, 0.55 / 0.6)):  # weights sqrt(v (1 - v)) + 0.05: 0.05 and 0.55
         counted = 0
