@@ -1,17 +1,21 @@
 """The student's own check: which answers are right, and which mistake a wrong one looks like.
 
 A released notebook carries, compressed in its metadata, each question's public probe, what the solution emits for it and
-what each named wrong answer emits. Nobody reads an answer there by accident; who unpacks it on purpose only learns public
-cases: points come from other inputs.
+what each named wrong answer emits. Nobody reads an answer there by accident. Who unpacks it on purpose learns the public
+cases, while points come from other inputs; only a prediction, which has no inputs, is found there (hashes would not hide
+it: it must be compared within a tolerance, or is one of a few words).
 """
 
 import base64
 import json
 import os
+import re
 import sys
 import threading
 import zlib
 from pathlib import Path
+
+import numpy as np
 
 from normkit.course import compare, probes
 from normkit.course.source import Assignment, label
@@ -19,13 +23,14 @@ from normkit.lab import Text
 
 _one_at_a_time = threading.Lock()  # a capture is a thing of the whole process
 PUBLIC = 2026  # the seed of the public cases; any number would do
+assignment_at_work: str | None = None  # the one whose variants this process drew last, which its setup cell names
 
 
 def check(question: str, *answers) -> Text:
     """Say whether the answer to `question` in the calling notebook is right, and if not, which mistake it looks like.
 
-    answers: what is checked, for the reader of the notebook; it is looked up by name. Raises ValueError if the notebook's
-    checks cannot be found.
+    answers: what is checked, for the reader of the notebook; it is looked up by name. Raises ValueError and
+    FileNotFoundError as `notebook_metadata` does.
     """
     return Text(verdict(question, sys._getframe(1).f_globals)[1])
 
@@ -35,13 +40,16 @@ def verdict(question: str, namespace: dict) -> tuple[bool, str]:
     checks = unpack(notebook_metadata()["checks"])
     if question not in checks:
         raise ValueError(f"this notebook has no question {question!r}; it has {', '.join(checks)}")
-    this = checks[question]
+    this, watched = checks[question], _Watched()
     try:
-        emitted = probes.capture(this["probe"], namespace, PUBLIC, question)
+        emitted = probes.capture(this["probe"], namespace | {"course": watched}, PUBLIC, question)
     except NameError as error:
-        return False, f"{question}: not yet: {error}. Run your answer's cell first."
-    except Exception as error:
-        return False, f"{question}: not yet: the check stopped with {type(error).__name__}: {str(error)[:200]}"
+        todo = "run the setup cell and your answer's cell, and keep the name that the answer was handed out with"
+        return False, f"{question}: not yet: {error}; {todo}."
+    except (Exception, SystemExit) as error:
+        text = f"{type(error).__name__}: {str(error)[:200]}".removesuffix(": ")
+        todo = "run the setup cell again, and your answer's"
+        return False, f"{question}: not yet: the check stopped with {text}; {todo}."
     said = compare.difference(this["right"], emitted)
     if said is None:
         return True, f"{question}: right. {this['shown']}".strip()
@@ -49,8 +57,49 @@ def verdict(question: str, namespace: dict) -> tuple[bool, str]:
         return False, f"{question}: not answered yet."
     for message, values in this["wrong"]:
         if compare.difference(this["right"] | {"values": values}, emitted) is None:
-            return False, f"{question}: not yet. {message}"
-    return False, f"{question}: not yet: {said}."
+            return False, f"{question}: not yet. {message[0].upper()}{message[1:].rstrip('.')}."
+    return False, f"{question}: not yet: {watched.explained(said)}."
+
+
+class _Watched:
+    """`course` for a probe that runs here: remembers how the student's function was called, and what it raised."""
+
+    secret, emit = staticmethod(probes.secret), staticmethod(probes.emit)
+
+    def __init__(self):
+        self.name, self.cases, self.results, self.errors = "", [], [], {}
+
+    def calls(self, function, cases):
+        def watched(*case):
+            number = next(numbers)
+            try:
+                return function(*case)
+            except Exception as error:
+                self.errors[number] = f": {str(error)[:200]}" if str(error) else ""
+                raise
+
+        numbers = iter(range(len(cases)))
+        self.name, self.cases = getattr(function, "__name__", "your function"), cases
+        self.results = probes.calls(watched, cases)
+        return self.results
+
+    def explained(self, said):
+        """`said`, a difference, with the call that showed it."""
+        found = re.match(r"(case (\d+) of (\d+)): ", said)
+        if found is None or int(found[3]) != len(self.cases):
+            return said
+        number = int(found[2]) - 1
+        rest = said[found.end() :] + (self.errors.get(number, "") if "your code raised" in said else "")
+        if self.results[number] is None:
+            rest = "your function returned None. Does it end with return? What is printed does not come back"
+        return f"{found[1]}, {self.name}({', '.join(map(_described, self.cases[number]))}): {rest}"
+
+
+def _described(value):
+    if isinstance(value, np.ndarray) and value.size > 4:
+        return f"array of shape {value.shape} from {value.min():.3g} to {value.max():.3g}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{type(value).__name__} of {len(value)}"
 
 
 def answers_for_checks(assignment: Assignment) -> str:
@@ -103,22 +152,43 @@ def emission(assignment: Assignment, question, code: str | None = None, seed: in
 
 
 def notebook_metadata() -> dict:
-    """`metadata.normkit` of the notebook this process works on. Raises ValueError if it cannot be found.
+    """`metadata.normkit` of the released notebook that this process works on.
 
-    Where: NORMKIT_NOTEBOOK (the grader, `normkit check`), JupyterLab's and VS Code's own variables, else the only
-    released assignment in the working directory.
+    Where: NORMKIT_NOTEBOOK (the grader, `normkit check`, you), or else what VS Code or Jupyter's server say, or else the
+    working folder. Of several the one whose setup cell ran here counts. Raises FileNotFoundError if there is none, and
+    ValueError if the folder holds several and it cannot be told which.
     """
-    told = [os.environ.get("NORMKIT_NOTEBOOK"), os.environ.get("JPY_SESSION_NAME"), _vscode()]
-    for path in [*filter(None, told), *sorted(Path.cwd().glob("*.ipynb"))]:
-        try:
-            own = json.loads(Path(path).read_text(encoding="utf-8"))["metadata"]["normkit"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if "checks" in own:
+    if told := _released(os.environ.get("NORMKIT_NOTEBOOK")):
+        return told
+    told = [own for path in (_vscode(), os.environ.get("JPY_SESSION_NAME")) if (own := _released(path))]
+    beside = {path.name: own for path in sorted(Path.cwd().glob("*.ipynb")) if (own := _released(path))}
+    fitting = {name: own for name, own in beside.items() if own.get("assignment") == assignment_at_work}
+    for own in told:
+        # A kernel that was taken over from another notebook still bears that one's name.
+        if assignment_at_work in (None, own.get("assignment")) or not fitting:
             return own
-    raise ValueError(
-        f"no released assignment in {Path.cwd().name}: open the notebook that `normkit release` wrote, in its folder"
-    )
+    fitting = fitting or beside
+    first = next(iter(fitting), None)
+    if first is None:
+        raise FileNotFoundError(
+            f"no released assignment in {Path.cwd().name}: open the notebook that `normkit release` wrote, in its folder,"
+            " and restart the kernel if you moved it"
+        )
+    if any(own != fitting[first] for own in fitting.values()):
+        raise ValueError(
+            f"{', '.join(fitting)} lie in one folder, and nothing says which of them this is: move the others, or say so"
+            f' in a cell before the first: import os; os.environ["NORMKIT_NOTEBOOK"] = "{first}"'
+        )
+    return fitting[first]
+
+
+def _released(path):
+    """The `metadata.normkit` of a released notebook; None for any other file."""
+    try:
+        own = json.loads(Path(path).read_text(encoding="utf-8"))["metadata"]["normkit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return own if isinstance(own, dict) and "checks" in own else None
 
 
 def _vscode():
@@ -131,4 +201,8 @@ def pack(checks: dict) -> str:
 
 
 def unpack(text: str) -> dict:
-    return json.loads(zlib.decompress(base64.b85decode(text)))
+    """What `pack` packed. Raises ValueError for anything else."""
+    try:
+        return json.loads(zlib.decompress(base64.b85decode(text)))
+    except (ValueError, TypeError, zlib.error):
+        raise ValueError("the notebook's checks are damaged: get it again, and copy your answers over") from None

@@ -42,6 +42,9 @@ def _released(source, changed, student):
     notebook = student_version(assignment)
     if student != "anyone":
         notebook.metadata.normkit.student = student
+        cover = next((cell for cell in notebook.cells if cell.cell_type == "markdown"), None)
+        if cover is not None:
+            cover.source += f"\n\nThis copy was made for `{student}`."
     with working_as(student):
         notebook.metadata.normkit.checks = answers_for_checks(assignment)
     return notebook
@@ -56,9 +59,9 @@ def student_version(assignment: Assignment):
             cell.outputs, cell.execution_count = [], None
         if label(cell)["role"] == "answer":
             cell.source = without_solution(cell.source)
-        cell.metadata.normkit.pop("shown", None)
         if label(cell)["role"] != "answer":
             cell.metadata.editable = cell.metadata.deletable = False
+        cell.metadata.normkit = {key: label(cell)[key] for key in ("id", "role", "question") if key in label(cell)}
     notebook.metadata.pop("widgets", None)
     return notebook
 

@@ -5,12 +5,14 @@ renumber them. Points are nbgrader's (`metadata.nbgrader`, schema version 3), so
 """
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROLES = ("setup", "text", "answer", "check", "probe", "wrong")
 SOLUTION = ("### BEGIN SOLUTION", "### END SOLUTION")
 HIDDEN = ("### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS")
+MARK = re.compile(r"\b(?:begin|end) (?:solution|hidden tests)\b", re.IGNORECASE)
 WRONG_ANSWERS = 5  # each question names at least so many
 
 
@@ -131,6 +133,10 @@ def _cell_problems(cell, role, own):
             yield "needs nbgrader metadata with grade true and points above 0"
         if not _marked(cell.source, HIDDEN):
             yield f"needs {HIDDEN[0]} and {HIDDEN[1]}, each on a line of its own"
+    allowed = {"answer": SOLUTION, "probe": HIDDEN}.get(role, ())
+    for line in cell.source.splitlines():
+        if MARK.search(line) and line.strip() not in allowed:
+            yield f"the mark {line.strip()!r} does nothing here, and what stands behind it would be released"
     if role == "wrong" and not own.get("message"):
         yield "needs a message in metadata.normkit"
     if role == "wrong" and not _parses(cell.source):

@@ -7,20 +7,23 @@ import os
 
 import numpy as np
 
+from normkit.course import checker
 from normkit.rng import stream
 
 _whose: contextvars.ContextVar[str | None] = contextvars.ContextVar("whose", default=None)
 
 
 def student() -> str:
-    """Whose notebook this is: NORMKIT_STUDENT, which the grader sets, else whom it was released to, else "anyone"."""
-    from normkit.course.checker import notebook_metadata
+    """Whom this notebook was released to; where no released notebook is, NORMKIT_STUDENT; else "anyone".
 
-    told = _whose.get() or os.environ.get("NORMKIT_STUDENT")
+    Raises ValueError where the folder holds several notebooks and it cannot be told which one this is.
+    """
+    if _whose.get():
+        return _whose.get()
     try:
-        return told or notebook_metadata().get("student") or "anyone"
-    except ValueError:
-        return "anyone"
+        return checker.notebook_metadata().get("student") or "anyone"
+    except FileNotFoundError:
+        return os.environ.get("NORMKIT_STUDENT") or "anyone"
 
 
 @contextlib.contextmanager
@@ -39,9 +42,8 @@ def variant(question: str, *, assignment: str | None = None, who: str | None = N
     assignment: its name; by default that of the notebook being worked on. who: a student's id, by default `student()`.
     """
     if assignment is None:
-        from normkit.course.checker import notebook_metadata
-
-        assignment = notebook_metadata()["assignment"]
+        assignment = checker.notebook_metadata()["assignment"]
+    checker.assignment_at_work = assignment
     return stream(_number(assignment, (who or student()).strip().casefold(), question), "variant")
 
 
