@@ -314,8 +314,11 @@ class _Engine:
             work(slice(None))
         else:  # threads of our own: the kernel holds no lock, and numba takes 10 s longer to compile a parallel one
             ends = np.linspace(0, seeds, parts + 1).astype(int)
-            with ThreadPoolExecutor(parts) as pool:
-                list(pool.map(work, (slice(a, b) for a, b in itertools.pairwise(ends))))
+            mine, *others = (slice(a, b) for a, b in itertools.pairwise(ends))
+            with ThreadPoolExecutor(parts - 1) as pool:
+                done = pool.map(work, others)
+                work(mine)
+                list(done)  # raises what was raised there
         return _Run(theta, memory, gradients, found)
 
 
