@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -18,33 +19,36 @@ HOW = {
     "hung": "did not end in time",
     "dead": "ended Python",
     "flood": "printed more than is allowed",
+    "late": "was running when the time of the submission was over",
 }
 
 
 def grade(master, folder, *, progress_file, workers=2, executor=None, limits=None, seed=None, bar=False) -> list[dict]:
     """Grade every submission in `folder` against the source notebook `master`; results in the order of the ids.
 
-    Submissions are FOLDER/ID.ipynb or FOLDER/ID/*.ipynb. What is done stands in `progress_file` (JSON lines, with the
-    secret seed: keep it to yourself); a second call goes on from there, and grades anew what has changed since.
+    Submissions are FOLDER/ID.ipynb or FOLDER/ID/*.ipynb; of several with one ID one is graded, and the others are noted.
+    What is done stands in `progress_file` (JSON lines, with the secret seed: keep it to yourself); a second call goes on
+    from there, and grades anew what has changed since.
     executor: any concurrent.futures executor, whose workers see the same files; by default `workers` threads, each of
     which waits for a process. seed: of the hidden inputs, by default a secret one.
     Raises ValueError for a master that breaks a rule and for a folder without submissions, RuntimeError if the master's
     own solution does not run.
     """
     assignment, master, folder, progress_file = read(master), Path(master), Path(folder), Path(progress_file)
-    files = submissions(folder, master.name)
+    files = submissions(folder, assignment.name, master.name)
     if not files:
         raise ValueError(f"{folder} holds no submission; they are ID.ipynb, or ID/*.ipynb")
     limits = limits or sandbox.Limits()
     done, seed = _resume(progress_file, _digest(master), seed)
-    done = {s: r for s, r in done.items() if s in files and r["sha256"] == _digest(files[s])}
-    secret = master.parent if sandbox.can_cover(master.parent) else master
+    done = {s: r for s, r in done.items() if s in files and r["sha256"] == _digest(files[s][0])}
     common = {"master": str(master), "seed": seed, "limits": dataclasses.asdict(limits)}
-    common |= {"hide": [str(p) for p in (folder, secret, progress_file) if p.exists()]}
+    common |= {"hide": [str(p) for p in _secrets(master, folder, progress_file)]}
     if len(done) < len(files) and not _has_variants(assignment):
         common["reference"] = _reference(assignment, seed, "anyone", released(master), limits)
     jobs = [
-        common | {"file": str(f), "student": s, "number": i} for i, (s, f) in enumerate(files.items()) if s not in done
+        common | {"files": [str(p) for p in paths], "student": s, "number": i}
+        for i, (s, paths) in enumerate(files.items())
+        if s not in done
     ]
     pool = executor or ThreadPoolExecutor(workers)
     try:
@@ -54,7 +58,7 @@ def grade(master, folder, *, progress_file, workers=2, executor=None, limits=Non
             try:
                 done[student] = future.result()
             except Exception as error:  # the grader's own failure: said, and tried again by the next call
-                done[student] = _nothing(assignment, files[student], student, f"not graded: {error!r}")
+                done[student] = _nothing(assignment, files[student][0], student, f"not graded: {error!r}")
             else:
                 _append(progress_file, done[student])
     finally:
@@ -63,24 +67,57 @@ def grade(master, folder, *, progress_file, workers=2, executor=None, limits=Non
     return [done[student] for student in sorted(files)]
 
 
-def submissions(folder: Path, name: str) -> dict[str, Path]:
-    """Student id -> file. In a student's folder the file called as the assignment counts, else the first notebook."""
-    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        # A link to another student's folder is no folder of one's own: it is refused as a link when it is read.
-        inside = [path] if path.is_symlink() else sorted(path.glob("*.ipynb"), key=lambda p: (p.name != name, p.name))
-        found[path.name] = inside[0] if inside else path / name
+def submissions(folder: Path, assignment: str, name: str) -> dict[str, list[Path]]:
+    """Student id -> the notebooks handed in; the first counts: it names the assignment, or has the `name` of its file.
+
+    What starts with a dot is no submission, nor is the folder that macOS puts into archives.
+    """
+    found = {}
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))):
+        if path.suffix.lower() == ".ipynb":
+            found.setdefault(_printable(path.stem), []).append(path)
+        elif path.is_symlink() and path.is_dir():  # no folder of one's own: it is refused as a link when it is read
+            found.setdefault(_printable(path.name), []).append(path)
+        elif path.is_dir():
+            inside = sorted(p for p in path.glob("*.ipynb") if not p.name.startswith("."))
+            found.setdefault(_printable(path.name), []).extend(inside)
+    for student, paths in found.items():
+        if len(paths) > 1:
+            paths.sort(key=lambda p: (merge.assignment_of(p) != assignment, p.name != name, p))
+        elif not paths:
+            paths.append(folder / student / name)  # a folder without a notebook: said when it is read
     return dict(sorted(found.items()))
+
+
+def _printable(name):
+    """A file's name as an id that every table and terminal can show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _secrets(master, folder, progress_file):
+    """What submissions must not see: the master with its folder and history, each other, and the seed."""
+
+    def cover(path):
+        return sandbox.can_cover(path, tempfile.gettempdir())
+
+    found = [master.parent if cover(master.parent) else master, progress_file]
+    found += [folder] if cover(folder) else [p for p in folder.iterdir() if cover(p)]
+    found += [parent / ".git" for parent in master.resolve().parents if (parent / ".git").exists()]
+    found = sorted({p.resolve() for p in found})
+    # Below a folder that is covered nothing is left that could be covered.
+    return [p for p in found if not any(p.is_relative_to(q) for q in found if q != p)]
 
 
 def grade_one(job: dict) -> dict:
     """Grade one submission; `job` and the result are plain JSON. Raises only for what is not the submission's fault."""
     start = time.monotonic()
-    assignment, file, student = read(job["master"]), Path(job["file"]), job["student"]
+    assignment, student = read(job["master"]), job["student"]
+    file, *others = map(Path, job["files"])
     try:
         submission = merge.load(file, assignment)
     except ValueError as error:
         return _nothing(assignment, file, student, str(error))
+    submission.notes += [f"{_printable(o.name)} was handed in too, and was not graded" for o in others]
     who = _parameters(assignment, submission, student)
     limits, checks = sandbox.Limits(**job["limits"]), released(job["master"], who)
     expected = job.get("reference") or _reference(assignment, job["seed"], who, checks, limits)
@@ -105,7 +142,7 @@ def grade_one(job: dict) -> dict:
     questions = {q.id: found.question(q) for q in assignment.questions}
     return {
         "student": student,
-        "file": file.name,
+        "file": _printable(file.name),
         "sha256": _digest(file),
         "assignment": assignment.name,
         "points": sum(q["points"] for q in questions.values()),
@@ -136,35 +173,43 @@ class _Found:
 
     def __init__(self, assignment, notes):
         self.assignment, self.notes = assignment, list(notes)
-        self.passed, self.said, self.hints, self.culprits = set(), {}, {}, {}
+        self.passed, self.culprits, self.said, self.hints = set(), set(), {}, {}
         self.roles = {o["id"]: o for c in assignment.notebook.cells for o in [c.metadata.normkit]}
+        self.probes = {o["question"]: i for i, o in self.roles.items() if o["role"] == "probe"}
 
     def all_runs(self, run, deadline):
         """Run; without the cell that ended Python, run again; then the questions of such cells each on its own."""
-        without = set()
-        for _ in range(len(self.roles) + merge.HELPERS):
-            left = deadline - time.monotonic()
-            ended = self._take(run(without, left)) if left > 1 else "time"
-            if ended is None or ended == "time":
+        without, alone = set(), set()
+        while (left := deadline - time.monotonic()) > 1:
+            ran = run(without, left / 2)  # the other half is for what has not been reached
+            self._take(ran)
+            if ran.culprit is None:
                 break
-            # What is known already need not run again.
-            without |= {ended} | {
-                i for i, o in self.roles.items() if o["role"] == "probe" and o["question"] in self.passed
-            }
-        first = self.assignment.questions[0].id
-        alone = {
-            self.roles[i]["question"] for i in self.culprits if self.roles.get(i, {}).get("role") in ("answer", "probe")
-        }
-        helpers = {i for i in self.culprits if i not in self.roles}
-        for question in sorted(alone - self.passed - {first}):
+            own = self._own(ran.culprit)
+            if own["role"] == "setup":  # nothing runs without it, and what came before has ended it
+                alone |= self.probes.keys()
+                break
+            without |= {ran.culprit} | {self.probes[q] for q in self.passed}  # what is known need not run again
+            if own["role"] == "check":
+                without.add(self.probes[own["question"]])  # it would cost the same time, so it comes after the others
+            if ran.how == "late":
+                without |= {name for name in ran.cells if self._own(name)["role"] == "helper"}
+            before = {self._own(name)["question"] for name in ran.cells} - {None, own["question"]}
+            if own["role"] == "check" or (own["role"] != "helper" and before):
+                alone.add(own["question"])
+        ended = {name for name in self.culprits if self._own(name)["role"] in ("check", "helper")}
+        for question in sorted(alone - self.passed):
             # Another question's cell may have left something behind that ended Python only now.
             others = {i for i, o in self.roles.items() if o.get("question") not in (None, question)}
-            if deadline - time.monotonic() > 1:
-                self._take(run(others | helpers, deadline - time.monotonic()))
+            if (left := deadline - time.monotonic()) > 1:
+                self._take(run(others | ended, left))
+
+    def _own(self, name):
+        return {"question": None} | self.roles.get(name, {"role": "helper", "question": "one's own"})
 
     def _take(self, run):
         for name, line in run.cells.items():
-            own = self.roles.get(name, {"role": "helper"})
+            own = self._own(name)
             if own["role"] == "probe":
                 if line["outcome"] == "passed":
                     self.passed.add(own["question"])
@@ -175,14 +220,12 @@ class _Found:
             elif line["outcome"] == "failed" and own["role"] in ("answer", "helper"):
                 self.notes.append(f"{name}: raised {line['said'][:200]}")
         if run.culprit is not None:
-            self.culprits[run.culprit] = run.how
-            question = self.roles.get(run.culprit, {}).get("question")
-            text = f"the cell {run.culprit} {HOW[run.how]}"
+            own, text = self._own(run.culprit), f"the cell {run.culprit} {HOW[run.how]}"
+            self.culprits.add(run.culprit)
             self.notes.append(f"{text}; the others were run without it")
-            if question is not None and self.roles[run.culprit]["role"] != "check":
-                self.said[question] = text
+            if own["role"] in ("answer", "probe"):
+                self.said[own["question"]] = text
         self.notes = list(dict.fromkeys(self.notes))
-        return run.culprit
 
     def question(self, question):
         passed = question.id in self.passed
@@ -196,7 +239,7 @@ def _nothing(assignment, file, student, note):
     questions = {
         q.id: {"points": 0, "max": q.points, "passed": False, "said": note, "hint": ""} for q in assignment.questions
     }
-    own = {"student": student, "file": file.name, "sha256": _digest(file), "assignment": assignment.name}
+    own = {"student": student, "file": _printable(file.name), "sha256": _digest(file), "assignment": assignment.name}
     return own | {"points": 0, "max": assignment.points, "questions": questions, "notes": [note], "seconds": 0.0}
 
 
@@ -233,17 +276,17 @@ def _resume(path, master, seed):
 
 
 def _append(path, line):
-    with open(path, "ab") as file:
+    with open(path, "ab+") as file:
         # A kill in the middle of a line leaves it without an end; this one must not become part of it.
-        file.write(
-            b"\n" * (file.tell() > 0 and not path.read_bytes().endswith(b"\n")) + json.dumps(line).encode() + b"\n"
-        )
+        file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        file.write(b"\n" * (file.read(1) not in (b"", b"\n")) + json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _digest(path):
-    if path.is_symlink() or not path.is_file():
+    """SHA-256 of a file that can be a submission; "" for any other."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > merge.SIZE:
         return ""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

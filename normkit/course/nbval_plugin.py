@@ -47,13 +47,13 @@ class WatchedKernel(RunningKernel):
         self.km.write_connection_file()
         owner = sandbox.user(job["number"])
         if owner is not None:
-            for path in (run, run / "c.json", scratch, *scratch.iterdir()):
+            for path in (run, run / "c.json", scratch, *scratch.rglob("*")):
                 os.chown(path, owner, sandbox.USERS[0])
         self.limits, self.waiting, self.used, self.deadline = limits, collections.deque(), 0, float("inf")
         nothing = open(os.devnull, "w")  # noqa: SIM115 - the kernel keeps it
         self.km.start_kernel(cwd=str(scratch), stderr=nothing, stdout=nothing, env=dict(os.environ))
         self.kc = self.km.client()
-        self.kc.start_channels()
+        self.kc.start_channels(stdin=False, control=False)  # nobody would read what a submission sends there
         self.kc.wait_for_ready(timeout=60)
         self._ensure_iopub_up()
 
@@ -78,7 +78,9 @@ class WatchedKernel(RunningKernel):
                 if time.monotonic() > self.deadline:
                     raise Culprit("hung") from None
                 if time.monotonic() > end:
-                    raise
+                    if self.deadline == float("inf"):
+                        raise  # no cell runs yet
+                    raise Culprit("hung") from None  # the reply came, and the end of the output did not
             except (ValueError, KeyError, TypeError):
                 continue  # a message that is none: the student's code can write to its own sockets
 
@@ -136,9 +138,12 @@ class MergedCell(IPyNbCell):
 
     def runtest(self):
         self.said, self.emitted = "", None
-        outcome = "passed"
+        outcome = "dead"  # what an interrupt of this process leaves
         try:
+            if not self.parent.kernel.is_alive():  # it ended between two cells
+                raise Culprit("dead")
             super().runtest()
+            outcome = "passed"
         except Culprit as culprit:
             outcome = str(culprit)
             pytest.exit(f"{self.course_id}: {outcome}", returncode=1)
@@ -147,15 +152,15 @@ class MergedCell(IPyNbCell):
             self.said = self.said or self._error() or str(error)
             raise
         finally:
-            text = "".join(o.get("text", "") for o in self.test_outputs or () if o.output_type == "stream")
+            text = "".join(str(o.get("text", "")) for o in self.test_outputs or () if o.output_type == "stream")
             results = [
                 o.data.get("text/plain", "") for o in self.test_outputs or () if o.output_type == "execute_result"
             ]
             self.parent.tell(
                 cell=self.course_id,
                 outcome=outcome,
-                said=self.said[:500],
-                text=str("".join(map(str, results)) or text)[:2000],
+                said=_plain(self.said)[:500],
+                text=_plain("".join(map(str, results)) or text)[:2000],
                 **({"emitted": self.emitted} if self.parent.job["record"] else {}),
             )
 
@@ -174,6 +179,11 @@ class MergedCell(IPyNbCell):
     def _error(self):
         errors = [o for o in self.test_outputs or () if o.output_type == "error"]
         return f"{errors[0].ename}: {errors[0].evalue}" if errors else ""
+
+
+def _plain(text):
+    """Text that a terminal, a spreadsheet and UTF-8 can take: no escape codes, no lone surrogates."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def pytest_addoption(parser):

@@ -22,7 +22,7 @@ class Run:
 
     cells: dict[str, dict]
     culprit: str | None = None
-    how: str = ""  # "dead", "hung" or "flood"
+    how: str = ""  # "dead", "hung", "flood", or "late": the run's time was over
 
 
 def solution(assignment: Assignment) -> Submission:
@@ -112,20 +112,20 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
             stderr=log,
             start_new_session=True,
         )
+        late = False
         try:
             process.wait(time_s or limits.total_s)
         except subprocess.TimeoutExpired:
-            pass
+            late = True
         finally:
             _kill(process)
+    if not (late or report.exists()):  # no cell has run: this is nothing that a submission does
+        raise RuntimeError("the checker did not start:\n" + (outside / "log").read_text(errors="replace")[-2000:])
     cells = {line["cell"]: line for line in _lines(report)}
     ended = next((name for name, line in cells.items() if line["outcome"] in ("dead", "hung", "flood")), None)
     if ended is None and len(cells) < len(ids):
-        # The time for the whole submission is over, or pytest itself was ended: the next cell is the one that ran.
-        if not cells and process.returncode not in (-9, 0, 1):
-            raise RuntimeError("the checker did not start:\n" + (outside / "log").read_text(errors="replace")[-2000:])
-        ended = next(name for name in ids if name not in cells)
-        return Run(cells, ended, "hung")
+        # The run's time is over, or pytest itself was ended: the next cell is the one that ran.
+        return Run(cells, next(name for name in ids if name not in cells), "late" if late else "dead")
     return Run(cells, ended, cells[ended]["outcome"] if ended else "")
 
 

@@ -57,7 +57,11 @@ def instant(monkeypatch):
 
     def one(job):
         graded.append(job["student"])
-        return {"student": job["student"], "sha256": grade._digest(Path(job["file"])), "points": len(job["student"])}
+        return {
+            "student": job["student"],
+            "sha256": grade._digest(Path(job["files"][0])),
+            "points": len(job["student"]),
+        }
 
     monkeypatch.setattr(grade, "grade_one", one)
     monkeypatch.setattr(grade, "_reference", lambda *a: {})
@@ -130,7 +134,7 @@ def test_a_killed_grader_loses_nothing(tmp_path, master):
         from normkit.course import grade
         def slow(job):
             time.sleep(0.05)
-            return {{"student": job["student"], "sha256": grade._digest(Path(job["file"])), "points": 1}}
+            return {{"student": job["student"], "sha256": grade._digest(Path(job["files"][0])), "points": 1}}
         grade.grade_one, grade._reference = slow, lambda *a: {{}}
         grade.grade({str(master)!r}, {str(folder)!r}, progress_file={str(progress)!r}, workers=1)
     """
