@@ -22,7 +22,7 @@ class Work:
 
     "normkit" is ours and is what ratios are taken to. floors (e.g. a copy of the same bytes) are timed, not checked.
     repeat: calls per timing. tolerance: largest error allowed, relative to the largest entry of `reference`.
-    clock: maps (function, repeat) to seconds a call.
+    clock: maps (function, repeat) to seconds a call. items: how many things, such as trajectories, one call makes.
     """
 
     variants: dict[str, Callable]
@@ -31,6 +31,7 @@ class Work:
     repeat: int = 1
     tolerance: float = 1e-5
     clock: Callable | None = None
+    items: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Result:
     """seconds: median over rounds; low, high: quartiles; ratio: median of this variant's time / normkit's.
 
     error: largest difference from float64, relative to its largest entry (None for a floor). refused: why it was not
-    timed, or None.
+    timed, or None. rate: items a second, where the work counts them.
     """
 
     case: str
@@ -58,6 +59,7 @@ class Result:
     ratio: float | None = None
     error: float | None = None
     refused: str | None = None
+    rate: float | None = None
 
 
 def run(only=None, rounds=9, cases=None):
@@ -101,7 +103,8 @@ def _measure(case, rounds):
             continue
         low, median, high = (float(q) for q in np.quantile(seconds[name], [0.25, 0.5, 0.75]))
         ratio = float(np.median(seconds[name] / seconds["normkit"])) if "normkit" in timed else None
-        results.append(Result(case.name, name, median, low, high, ratio, errors.get(name)))
+        rate = work.items / median if work.items else None
+        results.append(Result(case.name, name, median, low, high, ratio, errors.get(name), rate=rate))
     return results
 
 
@@ -128,15 +131,20 @@ def _wall(function, repeat):
 
 def report(results):
     """The results as a text table."""
-    lines = [f"{'case':22s} {'variant':18s} {'median':>10s} {'quartiles':>19s} {'/ normkit':>9s} {'error':>8s}"]
+    lines = [
+        f"{'case':22s} {'variant':18s} {'median':>10s} {'quartiles':>19s} {'/ normkit':>9s} {'error':>8s} {'a second':>9s}"
+    ]
     for r in results:
         error = "" if r.error is None else f"{r.error:.0e}"
         if r.refused:
             lines.append(f"{r.case:22s} {r.variant:18s} not timed: {r.refused}")
             continue
         ratio = "" if r.ratio is None else f"{r.ratio:.2f}"
+        rate = "" if r.rate is None else f"{r.rate:.2g}"
         quartiles = f"{_pretty(r.low)} .. {_pretty(r.high)}"
-        lines.append(f"{r.case:22s} {r.variant:18s} {_pretty(r.seconds):>10s} {quartiles:>19s} {ratio:>9s} {error:>8s}")
+        lines.append(
+            f"{r.case:22s} {r.variant:18s} {_pretty(r.seconds):>10s} {quartiles:>19s} {ratio:>9s} {error:>8s} {rate:>9s}".rstrip()
+        )
     return "\n".join(lines)
 
 

@@ -114,7 +114,8 @@ def agent(name):
         variants["torch"] = _torch_agent(twin)
     if importlib.util.find_spec("jax") and name == "search_agent":
         variants["jax.jit"] = _jax_search_agent(environment)
-    return Work(variants, twin(seeds), tolerance=0.1)  # means of 64 runs: about 1 % apart
+    trajectories = SEEDS * STEPS * TRAJECTORIES
+    return Work(variants, twin(seeds), tolerance=0.1, items=trajectories)  # means of 64 runs: about 1 % apart
 
 
 def _torch_agent(twin):

@@ -51,11 +51,12 @@ def test_rounds_are_interleaved_and_ratios_are_taken_round_by_round():
 
     def setup():
         variants = {"normkit": lambda: np.float64(0), "peer": lambda: np.float64(1)}
-        return Work(variants, np.array(2.0), {"floor": lambda: 2.0}, tolerance=1.0, clock=clock)
+        return Work(variants, np.array(2.0), {"floor": lambda: 2.0}, tolerance=1.0, clock=clock, items=30)
 
     results = by_name(bench.run(cases=[Case("toy", "", setup)], rounds=3))
     assert order == [0, 1, 2] * 3
-    assert results["normkit"].seconds == 10
+    assert results["normkit"].seconds == 10 and [r.rate for r in results.values()] == [3, 1, 6]
+    assert bench.report(results.values()).splitlines()[2].split()[-2:] == ["5e-01", "1"]
     assert (results["peer"].ratio, results["floor"].ratio) == (3, 0.5)
     assert results["peer"].low <= results["peer"].seconds <= results["peer"].high
 
@@ -63,7 +64,7 @@ def test_rounds_are_interleaved_and_ratios_are_taken_round_by_round():
 def test_json(capsys):
     assert bench.main(True, None, 1, [toy(peer=broken)]) == 0
     text = json.loads(capsys.readouterr().out)
-    fields = {"case", "variant", "seconds", "low", "high", "ratio", "error", "refused"}
+    fields = {"case", "variant", "seconds", "low", "high", "ratio", "error", "refused", "rate"}
     assert [r["variant"] for r in text["results"]] == ["normkit", "peer", "copy"]
     assert all(set(r) == fields for r in text["results"])
     assert set(text["machine"]) == {"system", "machine", "python", "cpu", "cores"}
