@@ -166,12 +166,9 @@ def find_master(folder: Path, places=PLACES) -> Path:
     for path in (p for place in places for p in sorted(Path(place).glob("*.ipynb"))):
         with contextlib.suppress(ValueError):
             masters.setdefault(read(path).name, path)
-    named = collections.Counter()
-    for path in [*folder.glob("*.ipynb"), *folder.glob("*/*.ipynb")]:
-        with contextlib.suppress(ValueError, AttributeError):  # what is no notebook has no say
-            name = str(label(merge.read_json(path)).get("assignment"))
-            named[name] += name in masters
-    if not +named:
+    found = map(merge.assignment_of, [*folder.glob("*.ipynb"), *folder.glob("*/*.ipynb")])
+    named = collections.Counter(name for name in found if name in masters)
+    if not named:
         raise ValueError(
             f"no source notebook of the submissions in {folder} was found in {' or '.join(map(str, places))}: name it with --master"
         )

@@ -1,6 +1,6 @@
 """Compare two emissions, as JSON, in a process that never ran the student's code."""
 
-import math
+import sys
 
 import numpy as np
 
@@ -36,14 +36,14 @@ SCHEMA = {
                 {
                     "type": "object",
                     "required": ["dict"],
-                    "properties": {"dict": {"additionalProperties": {"$ref": "#/$defs/value"}}},
+                    "properties": {"dict": {"type": "object", "additionalProperties": {"$ref": "#/$defs/value"}}},
                 },
                 {
                     "type": "object",
                     "required": ["array", "shape"],
                     "properties": {
                         "array": {"type": "array", "items": {"$ref": "#/$defs/number"}},
-                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                        "shape": {"type": "array", "maxItems": 32, "items": {"type": "integer", "minimum": 0}},
                     },
                 },
             ]
@@ -69,7 +69,9 @@ def difference(reference: dict, emitted: dict) -> str | None:
     """None if `emitted` agrees with the `reference` emission within the reference's tolerances, else where it does not.
 
     The text names the place and what came, never the right value. NaN agrees with NaN. Lists and arrays of numbers
-    compare by value and shape, whatever their type, for a correct answer may be in any style.
+    compare by value and shape, whatever their type, for a correct answer may be in any style: True is 1, and text compares
+    without regard to case and outer blanks. (1,) is another shape than that of a number. A float32 is as near as float32
+    is, so with rtol=1e-6 it passes only where nothing cancels: a probe whose inputs are float64 asks for float64.
     """
     want, have = reference["values"], emitted["values"]
     if isinstance(want, list) and isinstance(have, list) and len(want) == len(have):
@@ -87,7 +89,8 @@ def _differ(want, have, rtol, atol):
     if isinstance(want, dict) and "raised" in want:
         return f"your code should raise {want['raised']} here, and did not"
     if isinstance(want, str) or want is None:
-        return None if have == want else f"yours is {str(have)[:60]!r}"
+        same = have == want or (isinstance(have, str) and want is not None and _folded(have) == _folded(want))
+        return None if same else f"yours is {_shown(have)}"
     if isinstance(want, dict) and "dict" in want:
         if not isinstance(have, dict) or set(have.get("dict", ())) != set(want["dict"]):
             return f"a dict with the keys {', '.join(want['dict'])} is expected"
@@ -100,10 +103,11 @@ def _differ(want, have, rtol, atol):
         parts = (_differ(w, h, rtol, atol) for w, h in zip(want, have, strict=True))
         return next((said for said in parts if said), None)
     if got is None:
-        kind = have["other"][:60] if isinstance(have, dict) and "other" in have else type(have).__name__
-        return f"a number or an array of shape {expected.shape} is expected, yours is {kind}"
+        form = f"an array of shape {expected.shape}" if expected.shape else "a number"
+        return f"{form} is expected, yours is {_shown(have)}"
     if got.shape != expected.shape:
-        return f"the shape should be {expected.shape}, yours is {got.shape}"
+        form = f"the shape should be {expected.shape}" if expected.shape else "a number is expected, no array"
+        return f"{form}, yours is {got.shape}"
     close = np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
     if close.all():
         return None
@@ -111,16 +115,29 @@ def _differ(want, have, rtol, atol):
     return f"yours is {got[at]:.6g}" + (f" at index {at}" if at else "")
 
 
+def _folded(text):
+    return text.strip().casefold()
+
+
+def _shown(value):
+    """A student's value in a few words."""
+    if isinstance(value, dict):
+        return value["other"][:60] if "other" in value else "an array" if "array" in value else "a dict"
+    return "a list of unlike things" if isinstance(value, list) else repr(value)[:60]
+
+
 def _numbers(value):
     """The value as a float64 array if it is a number, an array or nested lists of equal shape; None otherwise."""
     if isinstance(value, bool | int | float):
-        return np.float64(value) if abs(value) < 1e308 else None
+        return np.float64(value) if abs(value) <= sys.float_info.max else None
     if isinstance(value, dict) and "number" in value:
         return np.float64(value["number"])
     if isinstance(value, dict) and "array" in value:
         flat = [_numbers(v) for v in value["array"]]
-        fits = math.prod(value["shape"]) == len(flat) and all(v is not None for v in flat)
-        return np.array(flat, dtype=np.float64).reshape(value["shape"]) if fits else None
+        try:
+            return None if None in flat else np.array(flat, dtype=np.float64).reshape(value["shape"])
+        except (ValueError, OverflowError):  # not so many values, or no shape that an array can have
+            return None
     if isinstance(value, list):
         parts = [_numbers(v) for v in value]
         if any(p is None for p in parts) or len({p.shape for p in parts}) > 1:

@@ -5,15 +5,19 @@ The values leave as JSON under our own mime type; `normkit.course.nbval_plugin` 
 
 import copy
 import math
+import numbers
 import sys
 import warnings
+from collections.abc import Collection, Mapping, Set
+from decimal import Decimal
+from itertools import islice
 
 import numpy as np
 
 from normkit.rng import stream
 
 MIME = "application/vnd.normkit.answer+json"
-VALUES = 100_000  # numbers that one emission may hold
+VALUES = 40_000  # numbers that one array or list may hold; as text they fit into what a cell may print
 seeds: dict[str, int] = {}  # question -> seed; the grader fills it in the probe's own cell, after the answers ran
 _sink = None  # while course.check runs, a list that takes what is emitted
 
@@ -78,33 +82,48 @@ def capture(source: str, namespace: dict, seed: int, question: str) -> dict:
 def encode(value):
     """`value` as JSON: numbers, text, None, lists, dicts; an array or tensor is {"array": flat values, "shape": shape}.
 
-    Non-finite numbers become "nan", "inf" and "-inf" within {"number": ...}. What cannot be said so is {"other": type}.
+    Any collection is a list (a set in order), any mapping a dict with text for keys, a fraction or a decimal a number. What
+    is not finite is "nan", "inf" or "-inf" within {"number": ...}. What cannot be said so is {"other": type}.
     """
     value = _array(value)
-    if isinstance(value, dict):
-        return {"dict": {str(k): encode(v) for k, v in list(value.items())[:VALUES]}}
-    if isinstance(value, list | tuple):
-        return [encode(v) for v in value[:VALUES]]
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf" or value.size > VALUES:
             return {"other": f"array of {value.dtype}, shape {value.shape}"}
         return {"array": [_number(v) for v in value.astype(np.float64).ravel().tolist()], "shape": list(value.shape)}
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, numbers.Real | Decimal):
         return _number(float(value))
     if isinstance(value, Raised):
         return {"raised": str(value)}
     if value is None or isinstance(value, str):
         return value if value is None else value[:10_000]
+    if isinstance(value, Mapping):
+        return {"dict": {_key(k): encode(v) for k, v in islice(value.items(), VALUES)}}
+    if isinstance(value, Set):
+        value = sorted(value, key=lambda v: (isinstance(v, str), v))
+    if isinstance(value, Collection) and not isinstance(value, bytes | bytearray):
+        return [encode(v) for v in islice(value, VALUES)]
     return {"other": type(value).__name__}
 
 
 def _array(value):
+    """A plain array for a tensor, a Series, a matrix or another kind of array; a scalar for one without dimensions."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().double().cpu().numpy()
-    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "biuf" else value
+        value = value.detach().cpu()
+        value = value.numpy() if value.is_complex() else value.double().numpy()
+    if hasattr(type(value), "__array__"):
+        value = np.asarray(value)
+        return value[()] if value.ndim == 0 and value.dtype.kind in "biuf" else value
+    return value
+
+
+def _key(key):
+    """1, 1.0 and np.int64(1) are one key of a dict, and here one text."""
+    if isinstance(key, tuple):
+        return f"({', '.join(map(_key, key))})"
+    return str(int(key)) if isinstance(key, numbers.Real) and key == int(key) else str(key)
 
 
 def _number(value):

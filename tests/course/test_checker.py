@@ -55,7 +55,7 @@ CALL = r"q1: not yet: case 1 of 5, rms_norm\(array of shape \(3, 8\) from -[\d.]
         ("def rms_norm(x): return 0 * x + 1", CALL + "yours is 1 at index"),
         ("def rms_norm(x, eps=1e-6): raise ValueError", CALL + "your code raised ValueError.$"),
         ("def rms_norm(x, eps=1e-6): return x.mean(-1)", CALL + r"the shape should be \(3, 8\), yours is \(3,\)"),
-        ("def rms_norm(x, eps=1e-6): return (v for v in x)", CALL + "a number or an array .* yours is generator"),
+        ("def rms_norm(x, eps=1e-6): return (v for v in x)", CALL + "an array .* yours is generator"),
         ("rms_norm = 3", CALL.replace("rms_norm", "your function") + "your code raised TypeError: 'int' object"),
         ("def rms_norm(x, eps=1e-6): raise SystemExit", "q1: not yet: the check stopped with SystemExit;"),
         ("np = 3", "q1: not yet: the check stopped with AttributeError: .*; run the setup cell again"),

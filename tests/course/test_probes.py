@@ -25,6 +25,16 @@ from normkit.course import calls, emit, probes, secret
         (len, {"other": "builtin_function_or_method"}),
         (np.array(["a"]), {"other": "array of <U1, shape (1,)"}),
         (np.zeros(200_000), {"other": "array of float64, shape (200000,)"}),
+        (range(2), [0.0, 1.0]),
+        ({3, 1}, [1.0, 3.0]),
+        ({"b", 2}, [2.0, "b"]),
+        ({np.int64(1): 2, 1.5: 3, True: 4}, {"dict": {"1": 4.0, "1.5": 3.0}}),
+        ({(0, np.float64(1)): 2, None: 3}, {"dict": {"(0, 1)": 2.0, "None": 3.0}}),
+        (iter([1]), {"other": "list_iterator"}),
+        (b"ab", {"other": "bytes"}),
+        (1j, {"other": "complex"}),
+        (np.array(["a"], dtype=object), {"other": "array of object, shape (1,)"}),
+        (np.array(1j), {"other": "array of complex128, shape ()"}),
     ],
 )
 def test_values_become_strict_json(value, coded):
