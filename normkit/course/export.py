@@ -71,7 +71,9 @@ def write_moodle(results: list[dict], path) -> None:
 def write_gradescope(results: list[dict], folder) -> None:
     """One `results.json` of Gradescope's autograder a student, in FOLDER/STUDENT/results.json."""
     for result in results:
-        target = Path(folder) / (result["student"].strip(".") or "_") / "results.json"
+        # An id is the name of a file or folder already; only "." and ".." would lead elsewhere.
+        name = result["student"].replace("/", "_")
+        target = Path(folder) / (name if name.strip(".") else f"_{name}") / "results.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         tests = [
             {
@@ -109,5 +111,5 @@ def _cell(value):
     """A student's text must not become a formula of the instructor's spreadsheet, nor a second row."""
     if not isinstance(value, str):
         return value
-    value = " ".join(value.replace("\x00", "").split("\n"))
-    return "'" + value if value[:1] in "=+-@\t\r" and value else value
+    value = " ".join(value.replace("\x00", "").splitlines())
+    return "'" + value if value[:1] in ("=", "+", "-", "@", "\t", "＝", "＋", "－", "＠") else value

@@ -65,6 +65,39 @@ def test_canvas_and_moodle_forms(tmp_path):
     assert rows(tmp_path / "moodle.csv")[2] == ["'=cmd()", "3", "5", "q1: right; q2: yours is 3"]
 
 
+ODD = [
+    'O\'Hara, "Ann"',
+    "Zoë 李",
+    "-1",
+    "@ada",
+    "\tx",
+    "＝1",
+    "a;b",
+    "a\nb\r\nc",
+    "x" * 240,
+    "ada.",
+    "ada",
+    "Ada",
+    "a/b",
+    ".",
+]
+
+
+def test_odd_ids_keep_their_row_and_their_folder(tmp_path):
+    results = [result(name, 1, 0) for name in ODD]
+    export.write_csv(results, tmp_path / "grades.csv")
+    table = rows(tmp_path / "grades.csv")[1:]
+    assert len(table) == len(ODD) and all(len(row) == 6 and row[3] == "3" for row in table)
+    ids = [row[0] for row in table]
+    assert ids == [*ODD[:2], "'-1", "'@ada", "'\tx", "'＝1", "a;b", "a b c", *ODD[8:]]
+    for write in (export.write_canvas, export.write_moodle):
+        write(results, tmp_path / "other.csv")
+        assert len(rows(tmp_path / "other.csv")) == len(ODD) + (2 if write is export.write_canvas else 1)
+    export.write_gradescope(results, tmp_path / "g")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g", "grades.csv", "other.csv"]
+    assert len([*(tmp_path / "g").glob("*/results.json")]) == len(ODD)
+
+
 def test_gradescope_gets_a_file_a_student_inside_its_folder(tmp_path):
     export.write_gradescope([*RESULTS, result("..", 0, 0)], tmp_path / "g")
     body = json.loads((tmp_path / "g" / "=cmd()" / "results.json").read_text())
