@@ -43,8 +43,9 @@ def grade(master, folder, *, progress_file, workers=2, executor=None, limits=Non
     done = {s: r for s, r in done.items() if s in files and r["sha256"] == _digest(files[s][0])}
     common = {"master": str(master), "seed": seed, "limits": dataclasses.asdict(limits)}
     common |= {"hide": [str(p) for p in _secrets(master, folder, progress_file)]}
-    if len(done) < len(files) and not _has_variants(assignment):
-        common["reference"] = _reference(assignment, seed, "anyone", released(master), limits)
+    if len(done) < len(files):
+        first = next(s for s in files if s not in done) if _has_variants(assignment) else "anyone"
+        common["reference"] = {"student": first} | _reference(assignment, seed, first, released(master, first), limits)
     jobs = [
         common | {"files": [str(p) for p in paths], "student": s, "number": i}
         for i, (s, paths) in enumerate(files.items())
@@ -120,7 +121,9 @@ def grade_one(job: dict) -> dict:
     submission.notes += [f"{_printable(o.name)} was handed in too, and was not graded" for o in others]
     who = _parameters(assignment, submission, student)
     limits, checks = sandbox.Limits(**job["limits"]), released(job["master"], who)
-    expected = job.get("reference") or _reference(assignment, job["seed"], who, checks, limits)
+    reference = job["reference"]
+    if reference["student"] != who:  # other parameters, the same code to compile
+        reference = _reference(assignment, job["seed"], who, checks, limits, reference["compiled"])
 
     def run(without, time_s):
         return runner.execute(
@@ -130,7 +133,8 @@ def grade_one(job: dict) -> dict:
             student=who,
             checks=checks,
             limits=limits,
-            expected=expected,
+            expected=reference["emitted"],
+            compiled=reference["compiled"],
             hide=[Path(p) for p in job["hide"]],
             without=without,
             number=job["number"],
@@ -243,9 +247,9 @@ def _nothing(assignment, file, student, note):
     return own | {"points": 0, "max": assignment.points, "questions": questions, "notes": [note], "seconds": 0.0}
 
 
-def _reference(assignment, seed, student, checks, limits):
+def _reference(assignment, seed, student, checks, limits, compiled=None):
     seeds = _seeds(assignment, seed)
-    return runner.reference(assignment, seeds=seeds, student=student, checks=checks, limits=limits)
+    return runner.reference(assignment, seeds=seeds, student=student, checks=checks, limits=limits, compiled=compiled)
 
 
 def _seeds(assignment, seed):

@@ -1,5 +1,6 @@
 """Run one merged notebook: a pytest process of its own that runs nbval, watched from outside; JSON lines come back."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ class Run:
     cells: dict[str, dict]
     culprit: str | None = None
     how: str = ""  # "dead", "hung", "flood", or "late": the run's time was over
+    compiled: dict[str, str] | None = None  # of a run that recorded: numba's cache, file -> base64
 
 
 def solution(assignment: Assignment) -> Submission:
@@ -31,17 +33,20 @@ def solution(assignment: Assignment) -> Submission:
     return Submission({name: _unmarked(source) for name, source in answers.items()})
 
 
-def reference(assignment: Assignment, *, seeds, student, checks, limits) -> dict[str, dict]:
-    """Question -> what the master's own run emits for these seeds and this student. Raises RuntimeError if it fails."""
-    own = solution(assignment)
-    ran = execute(assignment, own, seeds=seeds, student=student, checks=checks, limits=limits, expected={})
+def reference(assignment: Assignment, *, seeds, student, checks, limits, compiled=None) -> dict[str, dict]:
+    """The master's own run: {"emitted": question -> emission, "compiled": numba's cache, for `execute`}, plain JSON.
+
+    Raises RuntimeError if it fails.
+    """
+    own, told = solution(assignment), {"seeds": seeds, "student": student, "checks": checks, "limits": limits}
+    ran = execute(assignment, own, **told, expected={}, compiled=compiled)
     emitted = {q.id: ran.cells.get(probe_cell(assignment, q.id), {}).get("emitted") for q in assignment.questions}
     missing = {q: ran.cells.get(probe_cell(assignment, q)) for q, value in emitted.items() if value is None}
     if missing:
         raise RuntimeError(
             f"the solution of {assignment.name} itself emits nothing for {missing} ({ran.culprit} {ran.how})"
         )
-    return emitted
+    return {"emitted": emitted, "compiled": ran.compiled}
 
 
 def probe_cell(assignment: Assignment, question: str) -> str:
@@ -50,12 +55,24 @@ def probe_cell(assignment: Assignment, question: str) -> str:
 
 
 def execute(
-    assignment, submission, *, seeds, student, checks, limits, expected, hide=(), without=(), number=0, time_s=None
+    assignment,
+    submission,
+    *,
+    seeds,
+    student,
+    checks,
+    limits,
+    expected,
+    compiled=None,
+    hide=(),
+    without=(),
+    number=0,
+    time_s=None,
 ):
     """Run the merged notebook once, in at most `time_s` seconds. With no `expected` emissions, record what is emitted.
 
-    checks: the released notebook (as a dict) that visible check cells read. Returns a Run; never raises for what the
-    submission does.
+    checks: the released notebook (as a dict) that visible check cells read. compiled: numba's cache of a run that
+    recorded, of which the submission gets a copy. Returns a Run; never raises for what the submission does.
     """
     notebook, ids = merge(assignment, submission, seeds=seeds, without=without)
     for cell in notebook["cells"]:
@@ -66,12 +83,18 @@ def execute(
             ]
         cell["metadata"] = {"normkit": {"id": own["id"], "role": own["role"]}}
     with tempfile.TemporaryDirectory(prefix="nk", ignore_cleanup_errors=True) as folder:
-        return _execute(Path(folder), notebook, ids, student, checks, limits, not expected, hide, number, time_s)
+        work, record = Path(folder) / "work", not expected
+        work.mkdir(mode=0o700)
+        _unpack(compiled or {}, work / sandbox.COMPILED)
+        run = _execute(Path(folder), notebook, ids, student, checks, limits, record, hide, number, time_s)
+        if record:  # trusted code: what it compiled is good for every submission
+            run.compiled = _pack(work / sandbox.COMPILED)
+        return run
 
 
 def _execute(folder, notebook, ids, student, checks, limits, record, hide, number, time_s):
     inside, run, outside = folder / "work", folder / "r", folder / "out"
-    for path in (inside, run, outside):
+    for path in (run, outside):
         path.mkdir(mode=0o700)
     folder.chmod(0o711)  # a kernel with a user id of its own passes through, and looks at nothing
     (inside / "checks.json").write_text(json.dumps(checks), encoding="utf-8")
@@ -89,18 +112,9 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
     (outside / "job.json").write_text(json.dumps(job), encoding="utf-8")
     known = {"NORMKIT_STUDENT": student, "NORMKIT_NOTEBOOK": str(inside / "checks.json")}
     environment = sandbox.environment(inside, **known, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
-    plugins = [
-        "-p",
-        "normkit",
-        "-p",
-        "nbval.plugin",
-        "-p",
-        "normkit.course.nbval_plugin",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, os.devnull, "--rootdir", str(outside)]
+    # Our plugin comes first: what it imports keeps jsonschema from building a grammar for 2 s. Nothing is rewritten.
+    plugins = ["-p", "normkit.course.nbval_plugin", "-p", "nbval.plugin", "-p", "no:cacheprovider", "--assert=plain"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-c", os.devnull, "--rootdir", str(outside)]
     command += ["--course", str(outside / "job.json"), str(outside / "merged.ipynb")]
     with open(outside / "log", "wb") as log:
         process = subprocess.Popen(
@@ -139,6 +153,18 @@ def _kill(process):
     except ProcessLookupError:
         pass
     process.wait()
+
+
+def _pack(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {p.relative_to(folder).as_posix(): base64.b64encode(p.read_bytes()).decode() for p in files}
+
+
+def _unpack(files, folder):
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(base64.b64decode(data))
 
 
 def _lines(report):

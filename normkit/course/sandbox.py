@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+COMPILED = "compiled"  # in the scratch folder: numba's cache
 USERS = 61_000, 1_000  # first user id given to kernels, and how many
 
 
@@ -23,7 +24,7 @@ USERS = 61_000, 1_000  # first user id given to kernels, and how many
 class Limits:
     """What one submission may use. `cell_s` is for one cell, `total_s` for all runs of the submission (wall clock).
 
-    A cell's time covers compiling: a submission starts with numba's cache empty, so that none can leave code for the next.
+    A cell's time covers compiling what the master's own run has not compiled: of that every submission has its own copy.
     """
 
     cell_s: float = 120.0
@@ -80,7 +81,8 @@ def user(number: int) -> int | None:
 def environment(scratch: Path, **more: str) -> dict[str, str]:
     """The whole environment of a submission: nothing of the grader's but where programs and languages are."""
     keep = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TZ") if name in os.environ}
-    home = {name: str(scratch) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "NUMBA_CACHE_DIR")}
+    home = {name: str(scratch) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR")}
+    home["NUMBA_CACHE_DIR"] = str(scratch / COMPILED)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return keep | home | threads | {"PYTHONDONTWRITEBYTECODE": "1", "NORMKIT_STATIC": "1"} | more
 
