@@ -7,6 +7,7 @@ it: it must be compared within a tolerance, or is one of a few words).
 """
 
 import base64
+import html
 import json
 import os
 import re
@@ -26,13 +27,20 @@ PUBLIC = 2026  # the seed of the public cases; any number would do
 assignment_at_work: str | None = None  # the one whose variants this process drew last, which its setup cell names
 
 
-def check(question: str, *answers) -> Text:
+class Prose(Text):
+    """Text that JupyterLab breaks between words: it breaks plain text anywhere."""
+
+    def _repr_html_(self):
+        return f'<div style="white-space: pre-wrap">{html.escape(self)}</div>'
+
+
+def check(question: str, *answers) -> Prose:
     """Say whether the answer to `question` in the calling notebook is right, and if not, which mistake it looks like.
 
     answers: what is checked, for the reader of the notebook; it is looked up by name. Raises ValueError and
     FileNotFoundError as `notebook_metadata` does.
     """
-    return Text(verdict(question, sys._getframe(1).f_globals)[1])
+    return Prose(verdict(question, sys._getframe(1).f_globals)[1])
 
 
 def verdict(question: str, namespace: dict) -> tuple[bool, str]:

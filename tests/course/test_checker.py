@@ -94,7 +94,9 @@ def test_a_message_never_tells_the_right_value(names):
 
 def test_check_reads_the_calling_notebooks_names(names):
     names["growth"] = 2
-    assert str(eval('course.check("q2")', names)).startswith("q2: right.")
+    said = eval('course.check("q2")', names)
+    assert repr(said).startswith("q2: right.") and said in said._repr_html_()
+    assert "<b>" not in checker.Prose("<b>")._repr_html_(), "a student's text is text"
 
 
 @pytest.fixture
