@@ -134,10 +134,10 @@ def grade(folder, master=None, *, out, forms, workers=None, dask=None, limits=No
 
 
 PROTECTION = {
-    "full": "no network, no view of other files, and a user id of their own",
-    "namespaces": "no network and no view of other files",
-    "limits": "limits on time, memory and files only: this system lets nothing be hidden from them",
-    "clock": "a limit on time only: grade on Linux to protect files and network",
+    "full": "a user id of their own, no network, and no view of the source notebook, the grades and each other",
+    "namespaces": "your user id, no network, and no view of the source notebook, the grades and each other",
+    "limits": "your user id and limits on time, memory and files: this system lets nothing be hidden from them",
+    "clock": "your user id and a limit on time only: grade on Linux to protect files and network",
 }
 
 
@@ -180,7 +180,7 @@ def _dask(address):
     try:
         from distributed import Client
     except ImportError:
-        raise ImportError("--dask needs the package distributed: pip install 'normkit[dask]'") from None
+        raise ImportError("--dask needs the package distributed: pip install distributed") from None
     with Client(address) as client:
         yield client.get_executor()
 
