@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from jupyter_client.manager import start_new_kernel
 from tiny_assignment import RIGHT, WRONG, cell, source_notebook, write
 
 from normkit import course
@@ -204,3 +205,35 @@ def test_a_release_with_a_useless_wrong_answer_is_refused(tmp_path, code, said):
     with pytest.raises(ValueError, match=said):
         release.release(write(tmp_path / "source.ipynb", notebook), tmp_path / "out.ipynb")
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_real_kernel_finds_its_notebook_checks_it_and_is_stopped_in_an_endless_loop(folder, tmp_path):
+    """Opened where nothing tells the notebook's name (the classic Notebook, `jupyter execute`): the folder holds two."""
+    folder("wide")
+    folder("tiny")
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path / "work"))
+
+    def shows(code, interrupt=False):
+        shown = []
+
+        def output(message):
+            content = message["content"]
+            shown.append(content.get("evalue") or content.get("text") or content.get("data", {}).get("text/plain", ""))
+            if interrupt and "looping" in shown[-1]:
+                manager.interrupt_kernel()
+
+        client.execute_interactive(code, output_hook=output, timeout=60)
+        return "".join(shown)
+
+    try:
+        setup = "import numpy as np\nfrom normkit import course\n"
+        assert "lie in one folder" in shows(setup + "growth = 3.0\ncourse.check('q2')")
+        shows("course.variant('size', assignment='tiny')")
+        assert shows("course.check('q2')") == "q2: not yet. It is not 3.0."
+        assert shows("course.check('q1')").startswith("q1: not yet: name 'rms_norm' is not defined; run")
+        endless = "def rms_norm(x, eps=1e-6):\n    print('looping', flush=True)\n    while True: pass"
+        assert "looping" in shows(endless + "\ncourse.check('q1')", interrupt=True)
+        assert shows(RIGHT["q1"] + "\ncourse.check('q1')").startswith("q1: right.")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
