@@ -115,6 +115,8 @@ def _array(value):
         value = value.numpy() if value.is_complex() else value.double().numpy()
     if hasattr(type(value), "__array__"):
         value = np.asarray(value)
+        if value.dtype.kind == "U":
+            return value.tolist()
         return value[()] if value.ndim == 0 and value.dtype.kind in "biuf" else value
     return value
 
