@@ -34,11 +34,10 @@ class Prose(Text):
         return f'<div style="white-space: pre-wrap">{html.escape(self)}</div>'
 
 
-def check(question: str, *answers) -> Prose:
+def check(question: str) -> Prose:
     """Say whether the answer to `question` in the calling notebook is right, and if not, which mistake it looks like.
 
-    answers: what is checked, for the reader of the notebook; it is looked up by name. Raises ValueError and
-    FileNotFoundError as `notebook_metadata` does.
+    Raises ValueError and FileNotFoundError as `notebook_metadata` does.
     """
     return Prose(verdict(question, sys._getframe(1).f_globals)[1])
 
