@@ -84,7 +84,7 @@ def submissions(folder: Path, assignment: str, name: str) -> dict[str, list[Path
             found.setdefault(_printable(path.name), []).extend(inside)
     for student, paths in found.items():
         if len(paths) > 1:
-            paths.sort(key=lambda p: (merge.assignment_of(p) != assignment, p.name != name, p))
+            paths.sort(key=lambda p: (merge.assignment_of(p) != assignment, p.name != name, len(p.parts), p))
         elif not paths:
             paths.append(folder / student / name)  # a folder without a notebook: said when it is read
     return dict(sorted(found.items()))
