@@ -17,7 +17,7 @@ def found(findings, name):
 def test_this_environment_is_sound():
     findings = doctor.examine()
     assert not doctor.core_is_broken(findings)
-    assert {"core", "torch", "lab", "probe", "trl", "course", "dev", "machine"} == {f.part for f in findings}
+    assert {"core", "torch", "lab", "probe", "trl", "course", "dask", "dev", "machine"} == {f.part for f in findings}
     assert found(findings, "numpy").detail.startswith(importlib.metadata.version("numpy"))
     assert found(findings, "data").state == "ok"
     assert "workqueue" in found(findings, "threads").detail  # the layer that every numba build has
