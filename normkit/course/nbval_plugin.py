@@ -35,9 +35,8 @@ class WatchedKernel(RunningKernel):
 
     def __init__(self, job):
         limits, scratch, run = sandbox.Limits(**job["limits"]), Path(job["scratch"]), Path(job["run"])
-        command = sandbox.kernel_command(scratch, [Path(p) for p in job["hide"]], limits, job["number"])
         specs = KernelSpecManager()
-        specs.get_kernel_spec = lambda name: KernelSpec(argv=command, display_name="sandbox", language="python")
+        specs.get_kernel_spec = lambda name: KernelSpec(argv=job["command"], display_name="sandbox", language="python")
         context = zmq.Context()
         context.setsockopt(zmq.MAXMSGSIZE, limits.output_kb * 8192)  # one message; more ends the connection
         transport = {"transport": "ipc", "ip": str(run / "s")} if os.name == "posix" else {}
@@ -45,10 +44,9 @@ class WatchedKernel(RunningKernel):
             kernel_spec_manager=specs, context=context, connection_file=str(run / "c.json"), **transport
         )
         self.km.write_connection_file()
-        owner = sandbox.user(job["number"])
-        if owner is not None:
+        if job["user"] is not None:
             for path in (run, run / "c.json", scratch, *scratch.rglob("*")):
-                os.chown(path, owner, sandbox.USERS[0])
+                os.chown(path, job["user"], sandbox.USERS[0])
         self.limits, self.waiting, self.used, self.deadline = limits, collections.deque(), 0, float("inf")
         nothing = open(os.devnull, "w")  # noqa: SIM115 - the kernel keeps it
         self.km.start_kernel(cwd=str(scratch), stderr=nothing, stdout=nothing, env=dict(os.environ))
@@ -119,6 +117,7 @@ class MergedNotebook(IPyNbFile):
         self.path.unlink()
 
     def setup(self):
+        sandbox.adopt()
         self.kernel = WatchedKernel(self.job)
         self.report = os.open(self.job["report"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -128,6 +127,7 @@ class MergedNotebook(IPyNbFile):
     def teardown(self):
         if self.kernel is not None:
             self.kernel.stop()
+        sandbox.end(Path(self.job["scratch"]), os.getpid())
 
 
 class MergedCell(IPyNbCell):

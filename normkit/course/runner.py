@@ -39,7 +39,7 @@ def reference(assignment: Assignment, *, seeds, student, checks, limits, compile
     Raises RuntimeError if it fails.
     """
     own, told = solution(assignment), {"seeds": seeds, "student": student, "checks": checks, "limits": limits}
-    ran = execute(assignment, own, **told, expected={}, compiled=compiled)
+    ran = execute(assignment, own, **told, expected={}, compiled=compiled, number=-1)  # the user id of no submission
     emitted = {q.id: ran.cells.get(probe_cell(assignment, q.id), {}).get("emitted") for q in assignment.questions}
     missing = {q: ran.cells.get(probe_cell(assignment, q)) for q, value in emitted.items() if value is None}
     if missing:
@@ -100,15 +100,9 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
     (inside / "checks.json").write_text(json.dumps(checks), encoding="utf-8")
     (outside / "merged.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     report = outside / "report.jsonl"
-    job = {
-        "ids": ids,
-        "scratch": str(inside),
-        "run": str(run),
-        "report": str(report),
-        "record": record,
-        "number": number,
-    }
-    job |= {"limits": dataclasses.asdict(limits), "hide": [str(p) for p in (outside, *hide)]}
+    job = {"ids": ids, "record": record, "limits": dataclasses.asdict(limits), "user": sandbox.user(number)}
+    job |= {"scratch": str(inside), "run": str(run), "report": str(report)}
+    job["command"] = sandbox.kernel_command(inside, run, [outside, *hide], limits, number, keep=record)
     (outside / "job.json").write_text(json.dumps(job), encoding="utf-8")
     known = {"NORMKIT_STUDENT": student, "NORMKIT_NOTEBOOK": str(inside / "checks.json")}
     environment = sandbox.environment(inside, **known, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
@@ -132,6 +126,7 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
         except subprocess.TimeoutExpired:
             late = True
         finally:
+            sandbox.end(inside, process.pid if process.poll() is None else None)
             _kill(process)
     if not (late or report.exists()):  # no cell has run: this is nothing that a submission does
         raise RuntimeError("the checker did not start:\n" + (outside / "log").read_text(errors="replace")[-2000:])
@@ -144,7 +139,7 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
 
 
 def _kill(process):
-    """End pytest's process group. Its kernel has a parent-death signal, or goes with pytest's own teardown."""
+    """End pytest's process group."""
     try:
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)
