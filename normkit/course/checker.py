@@ -63,7 +63,7 @@ def verdict(question: str, namespace: dict) -> tuple[bool, str]:
     if "NotImplementedError" in said or "ellipsis" in said:
         return False, f"{question}: not answered yet."
     for message, values in this["wrong"]:
-        if compare.difference(this["right"] | {"values": values}, emitted) is None:
+        if compare.resembles(this["right"], values, emitted):
             return False, f"{question}: not yet. {message[0].upper()}{message[1:].rstrip('.')}."
     return False, f"{question}: not yet: {watched.explained(said)}."
 
@@ -131,7 +131,7 @@ def _all_emissions(assignment):
                     f"{known.id}: this wrong answer passes; give the probe of {question.id} a case that tells"
                 )
             for message, values in wrong:
-                if compare.difference(right | {"values": values}, emitted) is None:
+                if compare.resembles(right, values, emitted):
                     raise ValueError(f"{known.id}: cannot be told from the wrong answer {message!r}")
             wrong.append((known.message, emitted["values"]))
         checks[question.id] = {"probe": question.probe, "right": right, "shown": question.shown, "wrong": wrong}

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from normkit.course.compare import judge
+from normkit.course.compare import judge, resembles
 from normkit.course.probes import Raised, encode
 
 
@@ -176,3 +176,23 @@ def test_float32_passes_where_nothing_cancels_and_float64_everywhere():
     assert said(far - far.mean(), torch.tensor(far) - torch.tensor(far).mean(), atol=1e-9) is None
     near = torch.tensor(far, dtype=torch.float32)
     assert "yours is" in said(far - far.mean(), near - near.mean(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "other", "same"),
+    [
+        ([1e-20, 2.0], [0.0, 2.0], [1e-16, 2.0], False),  # two cases, and the size of the first alone counts for it
+        ([[1.0, 2.0]], [[1e-17, 1.0]], [[-3e-17, 1.0]], True),
+        ([[1.0, 2.0]], [[1e-17, 1.0]], [[-3e-12, 1.0]], False),
+        ([[1e-20, 2e-20]], [[1e-37, 1e-20]], [[1e-30, 1e-20]], False),
+        ([{"array": [3.0, 4.0], "shape": [2]}], [{"array": [0.0, 1.0], "shape": [2]}], [[1e-15, 1.0]], True),
+        ({"dict": {"a": 5.0}}, {"dict": {"a": 1e-18}}, {"dict": {"a": 0.0}}, True),
+        ([1.0], [{"raised": "ValueError"}], [{"raised": "ValueError"}], True),
+        ([1.0, 1.0], [2.0], [2.0], True),
+        ("word", "other", "other", True),
+        ([{"number": "inf"}], [1.0], [1.0 + 1e-9], False),
+    ],
+)
+def test_a_known_mistake_is_known_again_whatever_its_rounding(right, wrong, other, same):
+    right = {"question": "q", "values": right, "rtol": 1e-12, "atol": 0.0}
+    assert resembles(right, wrong, right | {"values": other}) == same
