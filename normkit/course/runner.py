@@ -1,9 +1,11 @@
 """Run one merged notebook: a pytest process of its own that runs nbval, watched from outside; JSON lines come back."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,14 +84,26 @@ def execute(
                 {"output_type": "display_data", "metadata": {}, "data": {MIME: expected[own["question"]]}}
             ]
         cell["metadata"] = {"normkit": {"id": own["id"], "role": own["role"]}}
-    with tempfile.TemporaryDirectory(prefix="nk", ignore_cleanup_errors=True) as folder:
-        work, record = Path(folder) / "work", not expected
+    with _folder() as folder:
+        work, record = folder / "work", not expected
         work.mkdir(mode=0o700)
         _unpack(compiled or {}, work / sandbox.COMPILED)
-        run = _execute(Path(folder), notebook, ids, student, checks, limits, record, hide, number, time_s)
+        run = _execute(folder, notebook, ids, student, checks, limits, record, hide, number, time_s)
         if record:  # trusted code: what it compiled is good for every submission
             run.compiled = _pack(work / sandbox.COMPILED)
         return run
+
+
+@contextlib.contextmanager
+def _folder():
+    """A temporary folder that is gone afterwards, whatever is in it: closed folders, or a tree too deep for shutil."""
+    folder = tempfile.mkdtemp(prefix="nk")
+    try:
+        yield Path(folder)
+    finally:
+        for command in ("chmod -R u+rwx", "rm -rf") if os.name == "posix" else ():
+            subprocess.run([*command.split(), folder], stderr=subprocess.DEVNULL, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _execute(folder, notebook, ids, student, checks, limits, record, hide, number, time_s):
