@@ -8,7 +8,8 @@
 - "landlock": Linux that forbids these (containers, as a rule) but has Landlock: only Python, the system's programs and
   the scratch folder can be read, only the latter written. No TCP from Linux 6.7 on, no signals to other processes from
   6.12 on. UDP stays, and so do sockets that lie in the file system.
-- "limits": those of `resource` (POSIX). "clock": the wall clock (Windows).
+- "limits": those of `resource` (POSIX); whatever the user id may read and write stays open, and files can be left for
+  the next submission. "clock": the wall clock (Windows).
 
 Where the system has Landlock, the first two apply it too; without it, "namespaces" can read and write what the grader
 can, but for what is covered, and "full" can leave files in /tmp. Where the grader is root and may set user ids,
@@ -80,7 +81,7 @@ def protection() -> str:
 @functools.cache
 def _has_users():
     """Whether kernels can have user ids of their own: the grader is root, and others may run its Python."""
-    if os.name != "posix" or os.getuid() != 0:
+    if not hasattr(os, "setresuid") or os.getuid() != 0:  # macOS and Windows have no such call
         return False
     try:
         own = {"user": USERS[0], "group": USERS[0], "extra_groups": []}
@@ -201,10 +202,19 @@ def end(scratch: Path, checker: int | None) -> None:
         time.sleep(0.01)
 
 
+def remove(folder) -> None:
+    """Remove a folder whatever a submission left in it: closed folders, or a tree too deep for shutil."""
+    for command in ("chmod -R u+rwx", "rm -rf") if os.name == "posix" else ():
+        subprocess.run([*command.split(), folder], stderr=subprocess.DEVNULL, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def environment(scratch: Path, **more: str) -> dict[str, str]:
     """The whole environment of a submission: nothing of the grader's but where programs and languages are."""
-    keep = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "TZ") if name in os.environ}
-    home = {name: str(scratch) for name in ("HOME", "TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR")}
+    names = ("PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT", "PATHEXT")
+    keep = {name: os.environ[name] for name in names if name in os.environ}
+    names = ("HOME", "TMPDIR", "IPYTHONDIR", "MPLCONFIGDIR", "USERPROFILE", "TEMP")  # the last two are Windows'
+    home = dict.fromkeys(names, str(scratch))
     home["NUMBA_CACHE_DIR"] = str(scratch / COMPILED)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return keep | home | threads | {"PYTHONDONTWRITEBYTECODE": "1", "NORMKIT_STATIC": "1"} | more

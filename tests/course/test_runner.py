@@ -41,7 +41,7 @@ def tiny(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that hides is not found")
 @pytest.mark.parametrize(
-    ("kind", "then"), [("here", ""), ("landlock", ""), ("limits", ""), ("limits", "\nwhile True: pass")]
+    ("kind", "then"), [("here", ""), ("landlock", ""), ("clock", ""), ("limits", "\nwhile True: pass")]
 )
 def test_no_process_outlives_its_run(tiny, monkeypatch, kind, then):
     if kind == "landlock" and not landlock.version():

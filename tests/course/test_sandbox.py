@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import socket
@@ -157,3 +158,35 @@ def test_what_landlock_cannot_hide_is_an_error(place, monkeypatch):
         sandbox.kernel_command(place / "work", place / "r", [Path(sys.prefix, "master.ipynb")], sandbox.Limits())
     monkeypatch.setattr(sandbox, "protection", lambda: "limits")
     assert sandbox.kernel_command(place / "work", place / "r", [Path(sys.prefix, "master.ipynb")], sandbox.Limits())
+
+
+def test_systems_without_limits_or_user_ids_run_kernels_all_the_same(place, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delattr(os, "setresuid", raising=False)
+    assert (sandbox.protection.__wrapped__(), landlock.version(), sandbox._has_users.__wrapped__()) == (
+        "clock",
+        0,
+        False,
+    )
+    monkeypatch.setattr(sandbox, "protection", lambda: "clock")
+    command = sandbox.kernel_command(place / "work", place / "r", [place], sandbox.Limits())
+    assert command[0] == sys.executable and sandbox.user(0) is None
+    sandbox.adopt()
+    sandbox.confine({}, None, [], [])
+
+
+def test_a_system_that_knows_only_some_limits_keeps_those(monkeypatch):
+    resource = pytest.importorskip("resource")
+    kept = {}
+
+    def setrlimit(which, sizes):
+        if which == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")  # macOS
+        kept[which] = sizes[0]
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    monkeypatch.delattr(resource, "RLIMIT_NPROC")
+    sandbox.confine(dataclasses.asdict(sandbox.Limits(cpu_s=5)), None, [], [])
+    assert kept == {resource.RLIMIT_CPU: 5, resource.RLIMIT_FSIZE: 64 << 20, resource.RLIMIT_CORE: 0}
