@@ -7,7 +7,7 @@
   folder has the size `disk_mb`. In "full" the grader is root, and every kernel has a user id of its own.
 - "landlock": Linux that forbids these (containers, as a rule) but has Landlock: only Python, the system's programs and
   the scratch folder can be read, only the latter written. No TCP from Linux 6.7 on, no signals to other processes from
-  6.12 on. UDP stays, and so do sockets that lie in the file system.
+  6.12 on. UDP stays, and so do sockets that lie in the file system. Submissions cannot use multiprocessing.
 - "limits": those of `resource` (POSIX); whatever the user id may read and write stays open, and files can be left for
   the next submission. "clock": the wall clock (Windows).
 
