@@ -222,7 +222,7 @@ class _Found:
             elif own["role"] == "check" and line["text"]:
                 self.hints.setdefault(own["question"], line["text"][:500])
             elif line["outcome"] == "failed" and own["role"] in ("answer", "helper"):
-                self.notes.append(f"{name}: raised {line['said'][:200]}")
+                self.notes.append(f"{name}: raised {' '.join(line['said'].split())[:200]}")
         if run.culprit is not None:
             own, text = self._own(run.culprit), f"the cell {run.culprit} {HOW[run.how]}"
             self.culprits.add(run.culprit)

@@ -9,6 +9,7 @@ import collections
 import json
 import os
 import queue
+import threading
 import time
 from pathlib import Path
 
@@ -191,9 +192,19 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    job = Path(config.getoption("--course"))
-    config.course_job = json.loads(job.read_text(encoding="utf-8"))
-    job.unlink()
+    path = Path(config.getoption("--course"))
+    config.course_job = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    threading.Thread(target=_outlive_no_grader, args=[config.course_job], daemon=True).start()
+
+
+def _outlive_no_grader(job):
+    """End with a grader that is killed, and leave nothing (POSIX: elsewhere a process keeps its parent's number)."""
+    while os.getppid() == job["grader"]:
+        time.sleep(0.5)
+    sandbox.end(job["scratch"], os.getpid())
+    sandbox.remove(job["folder"])
+    os._exit(1)
 
 
 def pytest_collect_file(file_path, parent):

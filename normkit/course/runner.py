@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -96,14 +95,12 @@ def execute(
 
 @contextlib.contextmanager
 def _folder():
-    """A temporary folder that is gone afterwards, whatever is in it: closed folders, or a tree too deep for shutil."""
+    """A temporary folder that is gone afterwards."""
     folder = tempfile.mkdtemp(prefix="nk")
     try:
         yield Path(folder)
     finally:
-        for command in ("chmod -R u+rwx", "rm -rf") if os.name == "posix" else ():
-            subprocess.run([*command.split(), folder], stderr=subprocess.DEVNULL, check=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        sandbox.remove(folder)
 
 
 def _execute(folder, notebook, ids, student, checks, limits, record, hide, number, time_s):
@@ -116,6 +113,7 @@ def _execute(folder, notebook, ids, student, checks, limits, record, hide, numbe
     report = outside / "report.jsonl"
     job = {"ids": ids, "record": record, "limits": dataclasses.asdict(limits), "user": sandbox.user(number)}
     job |= {"scratch": str(inside), "run": str(run), "report": str(report)}
+    job |= {"folder": str(folder), "grader": os.getpid()}
     job["command"] = sandbox.kernel_command(inside, run, [outside, *hide], limits, number, keep=record)
     (outside / "job.json").write_text(json.dumps(job), encoding="utf-8")
     known = {"NORMKIT_STUDENT": student, "NORMKIT_NOTEBOOK": str(inside / "checks.json")}

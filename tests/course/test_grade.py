@@ -130,7 +130,7 @@ def test_an_empty_folder_is_an_error(tmp_path, master):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_grader_goes_on_where_it_was(tmp_path, master):
-    """A class of real submissions, and a kill of the whole process group in the middle of it."""
+    """A class of real submissions, and a kill of the whole process group in the middle of it: what it ran ends too."""
     released, folder = release.released(master), tmp_path / "submissions"
     folder.mkdir()
     answers = [RIGHT, {}, {"q1": RIGHT["q1"]}, *({"q1": code} for code in list(WRONG["q1"].values())[:2])]
@@ -145,11 +145,20 @@ def test_a_killed_grader_goes_on_where_it_was(tmp_path, master):
         path = tmp_path / f"{out}.progress.jsonl"
         return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
-    process = subprocess.Popen(command("cut"), start_new_session=True, stderr=subprocess.DEVNULL)
+    hanging = write(folder / "hanging.ipynb", answered(released, q1="while True: pass"))
+    space = Path(tempfile.mkdtemp(prefix="nkc"))
+    space.chmod(0o711)
+    told = {"env": os.environ | {"TMPDIR": str(space)}, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command("cut"), start_new_session=True, **told)
     while process.poll() is None and len(lines("cut")) < 3:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    hanging.unlink()
+    end = time.monotonic() + 20
+    while any(space.iterdir()) and time.monotonic() < end:
+        time.sleep(0.1)
+    space.rmdir()  # which the last process of a run removes
     kept = lines("cut")
     assert 3 <= len(kept) <= len(answers) and not (tmp_path / "cut.csv").exists()
 
