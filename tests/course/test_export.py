@@ -109,3 +109,23 @@ def test_gradescope_gets_a_file_a_student_inside_its_folder(tmp_path):
         "visibility": "visible",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g"] and len(list((tmp_path / "g").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("passed", "hint", "told"),
+    [
+        (1, "q2: right. What was shown.", "right"),
+        (0, "q2: right. What was shown.", "yours is 3"),  # on the public inputs alone
+        (0, "q2: not yet. You forgot eps.", "not yet. You forgot eps."),
+        (0, "q2: not answered yet.", "not answered yet."),
+        (0, "q2: not yet: case 1 of 2: yours is 4.", "yours is 3"),
+        (0, "", "yours is 3"),
+    ],
+)
+def test_a_student_is_told_the_mistake_that_the_check_named(tmp_path, passed, hint, told):
+    answered = result("ada", 1, passed)
+    answered["questions"]["q2"]["hint"] = hint
+    export.write_moodle([answered], tmp_path / "moodle.csv")
+    assert rows(tmp_path / "moodle.csv")[1][3] == f"q1: right; q2: {told}"
+    export.write_gradescope([answered], tmp_path / "g")
+    assert json.loads((tmp_path / "g" / "ada" / "results.json").read_text())["tests"][1]["output"] == told
