@@ -144,6 +144,8 @@ PROTECTION = {
 
 def summary(results: list[dict]) -> list[str]:
     """Lines for the instructor: how many are right in each question, and what its wrong answers were most often told."""
+    from normkit.course import export
+
     questions = results[0]["questions"]
     full = sum(r["points"] == r["max"] for r in results)
     lines = [
@@ -151,11 +153,7 @@ def summary(results: list[dict]) -> list[str]:
     ]
     for name in questions:
         own = [r["questions"][name] for r in results]
-        told = collections.Counter(
-            (q["hint"].removeprefix(f"{name}: not yet. ") if " not yet. " in q["hint"] else q["said"])
-            for q in own
-            if not q["passed"]
-        )
+        told = collections.Counter(export.told(name, q).removeprefix("not yet. ") for q in own if not q["passed"])
         most = "; ".join(f"{count} x {text[:100]}" for text, count in told.most_common(2))
         lines.append(f"{name}: {sum(q['passed'] for q in own)} right" + (f"; {most}" if most else ""))
     return lines

@@ -80,7 +80,7 @@ def write_gradescope(results: list[dict], folder) -> None:
                 "name": name,
                 "score": q["points"],
                 "max_score": q["max"],
-                "output": _told(name, q),
+                "output": told(name, q),
                 "visibility": "visible",
             }
             for name, q in result["questions"].items()
@@ -99,10 +99,10 @@ def _notes(result):
 
 
 def _feedback(result):
-    return "; ".join(f"{name}: {_told(name, q)}" for name, q in result["questions"].items())
+    return "; ".join(f"{name}: {told(name, q)}" for name, q in result["questions"].items())
 
 
-def _told(name, question):
+def told(name, question):
     """What the student is told: the mistake if their check named it, else where the grader found a difference."""
     if question["passed"]:
         return "right"

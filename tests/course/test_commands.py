@@ -101,10 +101,15 @@ def test_grade_writes_the_forms_that_are_asked_for(tmp_path, master, capsys, mon
 
 def test_the_summary_counts_what_wrong_answers_were_told():
     hint = "q1: not yet. You forgot eps."
-    results = [result("a"), result("b", 0, hint), result("c", 0, hint), result("d", 0, said="yours is 3")]
+    results = [
+        result("a"),
+        result("b", 0, hint),
+        result("c", 0, hint),
+        result("d", 0, "q1: not answered yet.", "your code raised"),
+    ]
     assert commands.summary(results) == [
         "4 submissions, 1 with all points, mean 0.8 of 3",
-        "q1: 1 right; 2 x You forgot eps.; 1 x yours is 3",
+        "q1: 1 right; 2 x You forgot eps.; 1 x not answered yet.",
     ]
 
 
