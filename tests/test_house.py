@@ -109,10 +109,10 @@ def test_the_extra_all_is_all_of_them():
 
 
 def test_the_pins_are_what_the_tests_run_with():
-    """Every installed package that normkit pulls in is pinned, in the version that is installed here."""
+    """Every installed package that normkit pulls in is pinned, in the version that is installed here, for any Python."""
     from importlib import metadata
 
-    todo, seen = [("normkit", frozenset(["all"]))], set()
+    todo, seen, oldest = [("normkit", frozenset(["all"]))], set(), PROJECT["requires-python"].removeprefix(">=") + ".0"
     while todo:
         name, wanted = todo.pop()
         if (name, wanted) in seen:
@@ -124,6 +124,8 @@ def test_the_pins_are_what_the_tests_run_with():
             assert pin.specifier.contains(distribution.version), (
                 f"{name} {distribution.version} is installed, not {pin}"
             )
+            python = distribution.metadata["Requires-Python"] or ""
+            assert oldest in SpecifierSet(python), f"{name} {distribution.version} wants Python {python}"
         for line in distribution.requires or []:
             need = Requirement(line)
             # packages of another system or Python, and CUDA's, stay with what asked for them
