@@ -124,6 +124,9 @@ def grade(folder, master=None, *, out, forms, workers=None, dask=None, limits=No
     except (ImportError, OSError, ValueError, RuntimeError) as problem:
         print(problem, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command, without --afresh, goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # the threads that watch submissions would be waited for
     export.write_csv(results, out)
     for name, path in forms.items():
         if path is not None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -64,7 +65,8 @@ def grade(master, folder, *, progress_file, workers=2, executor=None, limits=Non
                 _append(progress_file, done[student])
     finally:
         if executor is None:
-            pool.shutdown(cancel_futures=True)
+            # Interrupted, it waits for nothing: what runs ends with this process.
+            pool.shutdown(wait=sys.exc_info()[0] is not KeyboardInterrupt, cancel_futures=True)
     return [done[student] for student in sorted(files)]
 
 

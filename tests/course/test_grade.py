@@ -172,6 +172,21 @@ def test_a_killed_grader_goes_on_where_it_was(tmp_path, master):
     assert [r["points"] for r in whole] == [5, 0, 3, 0, 0]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGINT")
+def test_an_interrupted_grader_waits_for_no_submission(tmp_path, master):
+    folder, out = two(tmp_path, master), tmp_path / "grades.csv"
+    write(folder / "aa.ipynb", answered(release.released(master), q1="while True: pass"))
+    command = [sys.executable, "-m", "normkit", "grade", str(folder), "--master", str(master), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    progress = tmp_path / "grades.progress.jsonl"
+    while process.poll() is None and not (progress.exists() and progress.read_bytes().count(b"\n") == 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)  # two are graded, and one has most of its two minutes left
+    assert "goes on from here" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and not out.exists()
+
+
 def two(tmp_path, master):
     """A folder of two submissions."""
     released, folder = release.released(master), tmp_path / "two"
