@@ -1,16 +1,13 @@
 """Run one merged notebook: a pytest process of its own that runs nbval, watched from outside; JSON lines come back."""
 
 import base64
-import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from normkit.course import sandbox
 from normkit.course.merge import Submission, merge
@@ -83,7 +80,7 @@ def execute(
                 {"output_type": "display_data", "metadata": {}, "data": {MIME: expected[own["question"]]}}
             ]
         cell["metadata"] = {"normkit": {"id": own["id"], "role": own["role"]}}
-    with _folder() as folder:
+    with sandbox.folder() as folder:
         work, record = folder / "work", not expected
         work.mkdir(mode=0o700)
         _unpack(compiled or {}, work / sandbox.COMPILED)
@@ -91,16 +88,6 @@ def execute(
         if record:  # trusted code: what it compiled is good for every submission
             run.compiled = _pack(work / sandbox.COMPILED)
         return run
-
-
-@contextlib.contextmanager
-def _folder():
-    """A temporary folder that is gone afterwards."""
-    folder = tempfile.mkdtemp(prefix="nk")
-    try:
-        yield Path(folder)
-    finally:
-        sandbox.remove(folder)
 
 
 def _execute(folder, notebook, ids, student, checks, limits, record, hide, number, time_s):

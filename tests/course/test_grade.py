@@ -1,6 +1,8 @@
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_assignment import RIGHT, WRONG, answered, cell, source_notebook, write
 
@@ -156,15 +159,19 @@ def test_a_killed_grader_goes_on_where_it_was(tmp_path, master):
     process.wait()
     hanging.unlink()
     end = time.monotonic() + 20
-    while any(space.iterdir()) and time.monotonic() < end:
+    while (left := left_in(space)) and time.monotonic() < end:
         time.sleep(0.1)
-    space.rmdir()  # which the last process of a run removes
+    assert not left
     kept = lines("cut")
     assert 3 <= len(kept) <= len(answers) and not (tmp_path / "cut.csv").exists()
 
     (tmp_path / "whole.progress.jsonl").write_bytes(kept[0])  # the same secret seed
     for out in ("cut", "whole"):
-        subprocess.run(command(out), check=True, capture_output=True)
+        subprocess.run(command(out), check=True, env=told["env"], capture_output=True)
+    assert not [
+        path for folder in space.iterdir() for path in folder.iterdir()
+    ]  # the next run has removed what was left
+    shutil.rmtree(space)
     assert lines("cut")[: len(kept)] == kept and len(lines("cut")) == 1 + len(answers)
     assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     cut, whole = (json.loads((tmp_path / f"{out}.json").read_text()) for out in ("cut", "whole"))
@@ -185,6 +192,16 @@ def test_an_interrupted_grader_waits_for_no_submission(tmp_path, master):
     process.send_signal(signal.SIGINT)  # two are graded, and one has most of its two minutes left
     assert "goes on from here" in process.communicate(timeout=30)[1]
     assert process.returncode == 130 and not out.exists()
+
+
+def left_in(space):
+    """The processes whose temporary files lie in `space`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME", "").startswith(str(space)):
+                found.append(process)
+    return found
 
 
 def two(tmp_path, master):

@@ -190,3 +190,25 @@ def test_a_system_that_knows_only_some_limits_keeps_those(monkeypatch):
     monkeypatch.delattr(resource, "RLIMIT_NPROC")
     sandbox.confine(dataclasses.asdict(sandbox.Limits(cpu_s=5)), None, [], [])
     assert kept == {resource.RLIMIT_CPU: 5, resource.RLIMIT_FSIZE: 64 << 20, resource.RLIMIT_CORE: 0}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks on folders")
+def test_a_killed_graders_folder_goes_and_a_living_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hold = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}\n" + (
+        "from normkit.course import sandbox\n"
+        "with sandbox.folder() as own:\n    (own / 'file').touch()\n    print(own, flush=True)\n    time.sleep(600)"
+    )
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / "nkx.run").symlink_to(tmp_path / "kept")
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as process:
+        held = Path(process.stdout.readline().strip())
+        with sandbox.folder() as own:
+            assert held.is_dir() and own.is_dir()
+        assert not own.exists()
+        process.kill()
+    assert (held / "file").exists()
+    with sandbox.folder():
+        assert not held.exists()
+    assert (tmp_path / "kept" / "file").exists()
