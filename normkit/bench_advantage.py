@@ -10,7 +10,7 @@ from normkit.bench_cases import _warm
 from normkit.rng import stream
 
 AGENTS = ("contextual_bandit", "search_agent", "dialogue", "two_role_game", "token_chain", "length_drift")
-SEEDS, STEPS, TRAJECTORIES = 64, 10, 64
+SEEDS, STEPS, TRAJECTORIES = 256, 10, 64
 
 
 def cases():
@@ -21,7 +21,7 @@ def cases():
         for size in ("64", "1e7")
         for order, about in orders.items()
     ]
-    batch = "GRPO: 64 seeds x 10 steps x 64 trajectories"
+    batch = f"GRPO: {SEEDS} seeds x {STEPS} steps x {TRAJECTORIES} trajectories"
     agents = [Case(f"agent_{name}", batch, lambda n=name: agent(n)) for name in AGENTS]
     return groups + agents + [Case("advantage_lab", "4 methods x 8 seeds x 100 steps x 64 trajectories", lab_curves)]
 
@@ -115,7 +115,7 @@ def agent(name):
     if importlib.util.find_spec("jax") and name == "search_agent":
         variants["jax.jit"] = _jax_search_agent(environment)
     trajectories = SEEDS * STEPS * TRAJECTORIES
-    return Work(variants, twin(seeds), tolerance=0.1, items=trajectories)  # means of 64 runs: about 1 % apart
+    return Work(variants, twin(seeds), tolerance=0.1, items=trajectories)  # means of so many runs: about 1 % apart
 
 
 def _torch_agent(twin):
