@@ -8,8 +8,6 @@ take by themselves. numba is imported by the first such call, never by `import n
 import functools
 import importlib
 import importlib.util
-import os
-import sys
 import threading
 
 import numpy as np
@@ -106,41 +104,3 @@ def accelerated(kernel):
         return choose
 
     return decorate
-
-
-def load_numba():
-    """numba, set up for the kit: OpenMP before the slower workqueue, and a short first call. For kernels.py files."""
-    first = "numba" not in sys.modules
-    import numba
-
-    if first and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-    _spare_scipy()
-    return numba
-
-
-def _spare_scipy():
-    """Keep numba's first compilation from importing scipy.linalg (0.3 s), which it does only to see whether it can.
-
-    `numba.np.arraymath` asks `ensure_blas` once, at import, and remembers the answer. We answer for it by looking for
-    scipy; whatever really needs BLAS still calls the real `ensure_blas`. Does nothing where numba is built otherwise.
-    """
-    if "numba.np.arraymath" in sys.modules:
-        return
-    from numba.np import linalg
-
-    real = getattr(linalg, "ensure_blas", None)
-    if real is None:
-        return
-
-    def answer():
-        if importlib.util.find_spec("scipy") is None:
-            raise ImportError("scipy is not installed")
-
-    linalg.ensure_blas = answer
-    try:
-        from numba.np import arraymath
-
-        arraymath.ensure_blas = real
-    finally:
-        linalg.ensure_blas = real

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from normkit.arrays import load_numba
+from normkit.compiling import load_numba
 from normkit.rng import FIRST, GOLDEN, SECOND
 
 numba = load_numba()

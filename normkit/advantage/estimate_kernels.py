@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normkit.advantage.methods import METHODS
-from normkit.arrays import load_numba
+from normkit.compiling import load_numba
 
 numba = load_numba()
 

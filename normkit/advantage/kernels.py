@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from normkit.arrays import compute_lock, load_numba
+from normkit.arrays import compute_lock
+from normkit.compiling import load_numba
 
 numba = load_numba()
 

@@ -1,7 +1,6 @@
 """numba kernels of the simulation: segment advantages, estimated gradients and training. Readable twin: estimation.py.
 
-Sums run in a fixed order within one seed, and seeds share nothing: nothing depends on the number of threads. numba's cache
-does not notice an edit in the two files of kernels that are used here: touch this file then.
+Sums run in a fixed order within one seed, and seeds share nothing: nothing depends on the number of threads.
 """
 
 import math
@@ -21,7 +20,7 @@ from normkit.advantage.episode_kernels import (
     rollout,
 )
 from normkit.advantage.estimate_kernels import Rows
-from normkit.arrays import load_numba
+from normkit.compiling import load_numba
 
 numba = load_numba()
 

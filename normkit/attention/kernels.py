@@ -2,14 +2,14 @@
 
 What buys the speed: an exponential of our own that LLVM vectorizes, a maximum over the bits as integers (it does not
 vectorize a maximum of floats), both sums beside it, and stores around the cache where the output does not fit it.
-numba's cache does not notice an edit in layers/kernels.py, whose `_stream_lines` is used here: touch this file then.
 """
 
 import math
 
 import numpy as np
 
-from normkit.arrays import compute_lock, load_numba
+from normkit.arrays import compute_lock
+from normkit.compiling import load_numba
 from normkit.layers.kernels import BEYOND_CACHE, _fence, _stream_lines
 
 numba = load_numba()

@@ -1,7 +1,7 @@
 """numba kernels for one long softmax row by the algorithms that the Two-Pass paper compares (2001.04438).
 
-float32, one thread, plain stores, and the same exponential in all of them: what differs is the visits to memory. x and y
-are (n,). numba's cache does not notice an edit in kernels.py, whose exponential is used here: touch this file then.
+float32, one thread, plain stores, and the same exponential in all of them: what differs is the visits to memory. x and y are
+(n,).
 """
 
 import math

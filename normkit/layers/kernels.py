@@ -1,8 +1,8 @@
 """numba kernels for `layer_norm` and `rms_norm` over the last axis. Readable twins: norms.py.
 
-One file on purpose: numba's cache does not notice an edited callee in another file. What buys the speed, by size:
-small inputs one serial call; larger ones threads over fixed blocks of rows (so the result does not depend on the
-thread count); outputs that do not fit the last-level cache go around it (non-temporal stores through a row buffer).
+What buys the speed, by size: small inputs one serial call; larger ones threads over fixed blocks of rows (so the result
+does not depend on the thread count); outputs that do not fit the last-level cache go around it (non-temporal stores
+through a row buffer).
 """
 
 import functools
@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from normkit.arrays import compute_lock, load_numba
+from normkit.arrays import compute_lock
+from normkit.compiling import load_numba
 
 numba = load_numba()
 from llvmlite import ir  # noqa: E402  (after numba is set up)

@@ -1,13 +1,11 @@
-"""numba kernels of the rates theme: projections onto a sphere and walks on it. Readable twins: projection.py, experiment.py.
-
-numba's cache does not notice an edit in layers/kernels.py, whose `_stream_lines` is used here: touch this file then.
-"""
+"""numba kernels of the rates theme: projections onto a sphere and walks on it. Readable twins: projection.py, experiment.py."""
 
 import math
 
 import numpy as np
 
-from normkit.arrays import compute_lock, load_numba
+from normkit.arrays import compute_lock
+from normkit.compiling import load_numba
 from normkit.layers.kernels import BEYOND_CACHE, PARALLEL, _fence, _stream_lines
 
 numba = load_numba()

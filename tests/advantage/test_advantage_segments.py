@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from normkit.advantage import estimators, kernels, segments, strata
-from normkit.arrays import load_numba
+from normkit.compiling import load_numba
 from normkit.rng import stream
 
 EXTREME = np.array([2**63 - 1, -(2**63), 0, -1, 5], np.int64)  # their range does not fit 64 bits

@@ -1,0 +1,30 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import normkit
+
+RUN = """
+import numpy as np
+from normkit.attention import long_row
+row = np.arange(8, dtype=np.float32)
+long_row.three_pass(row, np.empty_like(row), False)
+print(sum(long_row.three_pass.stats.cache_misses.values()))
+"""
+
+
+def test_a_cached_kernel_compiles_anew_when_its_callees_file_has_changed(tmp_path):
+    """As after an upgrade: numba itself looks at the file of the kernel alone."""
+    package = tmp_path / "normkit"
+    shutil.copytree(Path(normkit.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "static"))
+
+    def compiled():
+        done = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert [compiled(), compiled()] == [1, 0]
+    for file, anew in (("attention/kernels.py", 1), ("layers/kernels.py", 1), ("rates/kernels.py", 0)):
+        with open(package / file, "a") as text:
+            text.write("# edited\n")
+        assert compiled() == anew, file
