@@ -20,8 +20,7 @@ PROMPTS = 0xFFFF  # the branch whose numbers pick the prompts
 SERIES = tuple(1 / (k * (k + 1)) for k in range(20, 0, -2))  # ratios of the terms of the sine's series, the last first
 ROOTS, ATANH = 0x3FE6A09E667F3BCD, tuple(1 / k for k in range(23, 0, -2))  # the bits of sqrt(1/2); 1/23, ..., 1/3, 1
 
-_small = numba.njit(error_model="numpy")
-_leaf = numba.njit(error_model="numpy", _nrt=False)  # what allocates nothing: without reference counts
+_leaf = numba.njit(error_model="numpy", _nrt=False)  # nothing allocates: without reference counts
 _inline = numba.njit(
     error_model="numpy", _nrt=False, forceinline=True
 )  # tables are 100 words to hand over: not in a loop
@@ -165,14 +164,16 @@ def fresh_row(theta, features, policy, s, stamp):
     policy.stamp[s] = stamp
 
 
-@_small
-def evaluate(theta, tables, policy, stamp):
-    """(objective, entropy), exact: forward over the distribution of the hidden state."""
+@_leaf
+def evaluate(theta, tables, policy, stamp, both):
+    """(objective, entropy), exact: forward over the distribution of the hidden state.
+
+    both (2, H + 1): room; the last place collects what has ended.
+    """
     states = tables.row.shape[0]
-    both = np.zeros((2, states + 1))  # the last place collects what has ended
     here, ahead = both[0], both[1]
-    for h in range(states):
-        here[h] = tables.start[h]
+    for h in range(states + 1):
+        here[h], ahead[h] = tables.start[h] if h < states else 0.0, 0.0
     objective = entropy = decisions = 0.0
     for _ in range(tables.horizon):
         for h in range(states):
@@ -198,11 +199,14 @@ def _spread(tables, mass, h, p, ahead):
     return paid
 
 
-@_small
-def expected_outcomes(theta, tables, policy, stamp):
-    """(Q, R) expected outcomes as seen, exact: backward over the decisions."""
+@_leaf
+def expected_outcomes(theta, tables, policy, stamp, both, value):
+    """Fill value (Q, R), the expected outcomes as seen, exact: backward over the decisions. both (2, H + 1, R): room."""
     states, actions, outcomes, roles = tables.seen.shape
-    now, later = np.zeros((states + 1, roles)), np.zeros((states + 1, roles))
+    now, later = both[0], both[1]
+    for h in range(states + 1):
+        for r in range(roles):
+            now[h, r] = later[h, r] = 0.0
     for s in range(policy.stamp.shape[0]):
         if policy.stamp[s] != stamp:
             fresh_row(theta, tables.features, policy, s, stamp)
@@ -216,12 +220,11 @@ def expected_outcomes(theta, tables, policy, stamp):
                     for r in range(roles):
                         now[h, r] += m * (tables.seen[h, a, k, r] + later[to, r])
         now, later = later, now
-    value = np.zeros((tables.first_begin.shape[0] - 1, roles))
     for q in range(value.shape[0]):
-        for i in range(tables.first_begin[q], tables.first_begin[q + 1]):
-            for r in range(roles):
+        for r in range(roles):
+            value[q, r] = 0.0
+            for i in range(tables.first_begin[q], tables.first_begin[q + 1]):
                 value[q, r] += tables.first_mass[i] * later[tables.first_state[i], r]
-    return value
 
 
 # ---- episodes -------------------------------------------------------------------------------------------------------

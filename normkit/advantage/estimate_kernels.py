@@ -2,7 +2,8 @@
 
 A batch has n trajectories of R roles; unit = trajectory * R + role is what the estimators call a row. A cell is one
 decision, in the order of trajectories and turns. Readable twins, with the formulas' sources: estimation.py and the
-estimators' own files. Plain loops throughout: NumPy's functions would take numba several times as long to compile.
+estimators' own files. Plain loops throughout: NumPy's functions would take numba several times as long to compile. Nothing
+is allocated here: counting the references to arrays would take a fifth of the simulation's time.
 """
 
 import math
@@ -28,8 +29,7 @@ INTERVAL, ROLLOUTS, BRANCH, RHO, PRIORITIZED = range(13, len(OPTIONS))
 ) = range(len(METHODS))  # fmt: skip
 CENTER, OUTSIDE, INSIDE = 0.0, 1.0, 2.0  # x - m; (x - m) / (s + eps); (x - m) / sqrt(s^2 + eps)
 
-_small = numba.njit(error_model="numpy")
-_leaf = numba.njit(error_model="numpy", _nrt=False)  # what allocates nothing: without reference counts
+_leaf = numba.njit(error_model="numpy", _nrt=False)  # without reference counts
 
 
 class Rows(NamedTuple):
@@ -47,18 +47,44 @@ class Rows(NamedTuple):
     entropy: np.ndarray
 
 
+class Room(NamedTuple):
+    """Room to work for N units and no more than N cells: all ones (N,), all zeros (N,) as integers, and what is written to.
+
+    numbers (4, N); integers (2, N + 2); classes (7, C): for C groups, or pairs of a group and a stratum or turn, or roles.
+    """
+
+    ones: np.ndarray
+    zeros: np.ndarray
+    numbers: np.ndarray
+    integers: np.ndarray
+    classes: np.ndarray
+
+
+def room(n, classes):
+    """A Room, for N = n."""
+    numbers, integers = np.empty((4, n)), np.empty((2, n + 2), np.int64)
+    return Room(np.ones(n), np.zeros(n, np.int64), numbers, integers, np.empty((7, classes)))
+
+
+@_leaf
+def _zero(x):
+    for i in range(x.shape[0]):
+        x[i] = 0
+
+
 # ---- segments -------------------------------------------------------------------------------------------------------
 
 
-@_small
-def standardize(x, ids, weight, classes, kind, eps, ddof, factor, out):
+@_leaf
+def standardize(x, ids, weight, classes, kind, eps, ddof, factor, work, out):
     """out += factor times x centered, and scaled as `kind` says, within each class; degenerate classes add nothing.
 
     weight: how often an entry counts, as float64. ids: integers below `classes`. Differences are from one member of the
-    class, so that equal rewards differ by exactly 0.
+    class, so that equal rewards differ by exactly 0. work (5 or more, C): room, with C >= classes.
     """
-    work = np.zeros((5, classes))
     count, anchor, mean, square, differs = work[0], work[1], work[2], work[3], work[4]
+    for k in range(classes):
+        count[k] = anchor[k] = mean[k] = square[k] = differs[k] = 0.0
     n, i = x.shape[0], 0
     while i < n:  # by runs of one class: sums in memory make every entry wait for the one before
         k, entries, total, different = ids[i], 0.0, 0.0, 0.0
@@ -93,31 +119,33 @@ def standardize(x, ids, weight, classes, kind, eps, ddof, factor, out):
         out[i] += square[k] * (x[i] - anchor[k] - mean[k])
 
 
-@_small
-def degenerate(outcome, group, classes):
-    """(classes,) numbers: 1 where no two members differ, else 0."""
-    equal, first = np.ones(classes), np.full(classes, math.nan)
-    for i in range(outcome.shape[0]):
-        k = group[i]
-        if math.isnan(first[k]):
-            first[k] = outcome[i]
-        elif outcome[i] != first[k]:
-            equal[k] = 0
-    return equal
+@_leaf
+def degenerate(outcome, group, first, equal):
+    """Fill equal (G,): 1 where no two members of a group differ, else 0. first (G,): room."""
+    n, i = outcome.shape[0], 0
+    for k in range(equal.shape[0]):
+        equal[k], first[k] = 1.0, math.nan
+    while i < n:  # by runs, without a choice that the processor would have to guess
+        k, different = group[i], False
+        x = outcome[i] if math.isnan(first[k]) else first[k]
+        while i < n and group[i] == k:
+            different |= outcome[i] != x
+            i += 1
+        first[k] = x
+        equal[k] = 0.0 if different else equal[k]
 
 
-@_small
-def members(group, classes):
-    """(order, first): the rows of class k are order[first[k] : first[k + 1]], in the order in which they came."""
-    first, order = np.zeros(classes + 2, np.int64), np.empty(group.shape[0], np.int64)
+@_leaf
+def members(group, order, first):
+    """Fill order (N,), first (G + 2,): the rows of group k are order[first[k] : first[k + 1]], in the order they came in."""
+    _zero(first)
     for i in range(group.shape[0]):
         first[group[i] + 2] += 1
-    for k in range(classes):
+    for k in range(first.shape[0] - 2):
         first[k + 2] += first[k + 1]
     for i in range(group.shape[0]):
         order[first[group[i] + 1]] = i
         first[group[i] + 1] += 1
-    return order, first
 
 
 @_leaf
@@ -142,19 +170,22 @@ def _pairs(first, second, pair):
 # ---- estimators by unit ---------------------------------------------------------------------------------------------
 
 
-@_small
-def _rloo(rows, groups, raw, out):
-    order, first = members(rows.group, groups)
+@_leaf
+def _rloo(rows, groups, raw, room, out):
+    order, first = room.integers[0, : out.shape[0]], room.integers[1, : groups + 2]
+    members(rows.group, order, first)
     for k in range(groups):
         n = first[k + 1] - first[k]
         for i in order[first[k] : first[k + 1]]:
             out[i] = out[i] * n / (n - 1) if n > 1 else (rows.outcome[i] if raw else 0.0)
 
 
-@_small
-def _canon(rows, groups, o, out):
-    order, first = members(rows.group, groups)
-    still, mu, r, metric = degenerate(rows.outcome, rows.group, groups), o[MU], rows.outcome, rows.stratum
+@_leaf
+def _canon(rows, groups, o, room, out):
+    order, first = room.integers[0, : out.shape[0]], room.integers[1, : groups + 2]
+    still, mu, r, metric = room.classes[0, :groups], o[MU], rows.outcome, rows.stratum
+    members(rows.group, order, first)
+    degenerate(r, rows.group, room.classes[1, :groups], still)
     for g in range(groups):
         begin, end = first[g], first[g + 1]
         for i in range(begin + 1, end):  # insertion sort by the metric, which leaves ties in their order
@@ -180,14 +211,15 @@ def _canon(rows, groups, o, out):
                 out[order[i]] = mu * (o[ALPHA] * x - below + o[BETA]) + (1 - mu) * (x - above)
 
 
-@_small
-def _bnpo(rows, groups, limit, out):
+@_leaf
+def _bnpo(rows, groups, limit, room, out):
     """out: the centered rewards, which come as they are if all lie in [0, 1]."""
     low, high = _extent(rows.outcome)
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    work, span = np.zeros((2, groups)), high - low if high > low else 1.0
-    p, count = work[0], work[1]
+    p, count, span = room.classes[0, :groups], room.classes[1, :groups], high - low if high > low else 1.0
+    _zero(p)
+    _zero(count)
     for i in range(out.shape[0]):
         count[rows.group[i]] += 1
         p[rows.group[i]] += (rows.outcome[i] - low) / span
@@ -215,40 +247,39 @@ def _beta_parameters(p):
     return 1 + k * mean / 3, 1 + k * (1 - mean) / 3
 
 
-@_small
-def _of_units(method, rows, groups, o, out):
-    """The methods that give a unit one advantage, on `out` (N,), zeros before."""
-    r, n = rows.outcome, out.shape[0]
-    numbers, integers, one = np.ones((2, n)), np.zeros((2, n), np.int64), np.int64(1)
-    ones, x, whole, pair = numbers[0], numbers[1], integers[0], integers[1]
+@_leaf
+def _of_units(method, rows, groups, o, room, out):
+    """The methods that give a unit one advantage, on `out` (N,), zeros before. Of room.numbers the first row is free."""
+    r, n, one, work = rows.outcome, out.shape[0], np.int64(1), room.classes
+    ones, whole, x, pair = room.ones[:n], room.zeros[:n], room.numbers[0, :n], room.integers[0, :n]
     if method <= VALUE:
         for i in range(n):
             out[i] = r[i] - (rows.baseline[i] if method == VALUE else o[BASELINE])
     elif method == WHITEN:
-        standardize(r, whole, ones, one, INSIDE, o[EPS], o[DDOF], 1.0, out)
+        standardize(r, whole, ones, one, INSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method in (GRPO, DAPO):
-        standardize(r, rows.group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1.0, out)
+        standardize(r, rows.group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method == CANON:
-        _canon(rows, groups, o, out)
+        _canon(rows, groups, o, room, out)
     elif method == SPO:
         for i in range(n):
             x[i] = r[i] - rows.baseline[i]
-        standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, out)
+        standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method == SAN:
         strata, named = _pairs(rows.group, rows.stratum, pair), math.isnan(o[KAPPA])
         kind, share = (OUTSIDE, o[ALPHA]) if named else (CENTER, 1 - o[KAPPA])
-        standardize(r, pair, ones, strata, kind, o[EPS], o[DDOF], share, out)
-        standardize(r, rows.group, ones, groups, kind, o[EPS], o[DDOF], 1 - share, out)
+        standardize(r, pair, ones, strata, kind, o[EPS], o[DDOF], share, work, out)
+        standardize(r, rows.group, ones, groups, kind, o[EPS], o[DDOF], 1 - share, work, out)
     else:
-        standardize(r, rows.group, ones, groups, CENTER, 0.0, 0.0, 1.0, out)
+        standardize(r, rows.group, ones, groups, CENTER, 0.0, 0.0, 1.0, work, out)
         if method == RLOO:
-            _rloo(rows, groups, o[SINGLETON] > 0, out)
+            _rloo(rows, groups, o[SINGLETON] > 0, room, out)
         elif method == BNPO:
-            _bnpo(rows, groups, o[LIMIT], out)
+            _bnpo(rows, groups, o[LIMIT], room, out)
         elif method == REINFORCE_PP_BASELINE:
             for i in range(n):
                 x[i], out[i] = out[i], 0.0
-            standardize(x, whole, rows.tokens, one, INSIDE, o[EPS], o[DDOF], 1.0, out)
+            standardize(x, whole, rows.tokens, one, INSIDE, o[EPS], o[DDOF], 1.0, work, out)
 
 
 # ---- estimators by cell ---------------------------------------------------------------------------------------------
@@ -270,35 +301,31 @@ def _to_go(rows, gamma, outcomes, after, value):
         after[i] = value[c]
 
 
-@_small
-def _of_cells(method, rows, groups, o, out):
-    n = out.shape[0]
-    numbers, integers, after, one = (
-        np.ones((3, n)),
-        np.zeros((3, n), np.int64),
-        np.zeros(rows.outcome.shape[0]),
-        np.int64(1),
-    )
-    ones, value, x, whole, group, pair = numbers[0], numbers[1], numbers[2], integers[0], integers[1], integers[2]
+@_leaf
+def _of_cells(method, rows, groups, o, room, out):
+    n, one, work = out.shape[0], np.int64(1), room.classes
+    ones, whole, group, pair = room.ones[:n], room.zeros[:n], room.integers[0, :n], room.integers[1, :n]
+    value, x, after = room.numbers[0, :n], room.numbers[1, :n], room.numbers[2, : rows.outcome.shape[0]]
+    _zero(after)
     if method == REINFORCE_PP:
         for i in range(after.shape[0]):
             rows.baseline[i] = 0.0  # no baseline here: marks the units whose last cell has been met
     _to_go(rows, o[GAMMA], method == REINFORCE_PP, after, value)
     if method == REINFORCE_PP:
-        standardize(value, whole, ones, one, INSIDE, o[EPS], o[DDOF], 1.0, out)
+        standardize(value, whole, ones, one, INSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method == MAPO:
         for c in range(n):
             group[c] = rows.group[rows.unit[c]]
         turns = _pairs(group, rows.turn, pair)
-        standardize(value, pair, ones, turns, OUTSIDE, o[EPS], o[DDOF], o[ALPHA], out)
-        standardize(rows.reward, group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1 - o[ALPHA], out)
+        standardize(value, pair, ones, turns, OUTSIDE, o[EPS], o[DDOF], o[ALPHA], work, out)
+        standardize(rows.reward, group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1 - o[ALPHA], work, out)
     else:  # MARS; scale: 0 the role's standard deviation, 1 the one of all centered cells, 2 none
         roles, kind = _extent(rows.role)[1] + 1, OUTSIDE if o[SCALE] == 0 else CENTER
-        standardize(value, rows.role, ones, roles, kind, o[EPS], o[DDOF], 1.0, out)
+        standardize(value, rows.role, ones, roles, kind, o[EPS], o[DDOF], 1.0, work, out)
         if o[SCALE] == 1:
             for c in range(n):
                 x[c], out[c] = out[c], 0.0
-            standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, out)
+            standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, work, out)
 
 
 @_leaf
@@ -333,13 +360,15 @@ def _nearest(x):
     return int(below) + (1 if up else 0)
 
 
-@_small
-def _hapo(rows, groups, o, out):
-    n, units = out.shape[0], rows.outcome.shape[0]
-    average, plain, ones = np.zeros(units), np.zeros(units), np.ones(units)
-    level, ranked, large = np.empty(n), np.empty(n), np.zeros(groups)
-    standardize(rows.outcome, rows.group, rows.tokens, groups, OUTSIDE, o[EPS], o[DDOF], 1.0, average)
-    standardize(rows.outcome, rows.group, ones, groups, OUTSIDE, o[EPS], 1.0, 1.0, plain)
+@_leaf
+def _hapo(rows, groups, o, room, out):
+    n, units, work, large = out.shape[0], rows.outcome.shape[0], room.classes, room.classes[6, :groups]
+    average, plain = room.numbers[0, :units], room.numbers[1, :units]
+    level, ranked = room.numbers[2, :n], room.numbers[3, :n]
+    for x in (average, plain, large):
+        _zero(x)
+    standardize(rows.outcome, rows.group, rows.tokens, groups, OUTSIDE, o[EPS], o[DDOF], 1.0, work, average)
+    standardize(rows.outcome, rows.group, room.ones[:units], groups, OUTSIDE, o[EPS], 1.0, 1.0, work, plain)
     for i in range(units):
         if abs(average[i]) >= 5:
             large[rows.group[i]] = 1
@@ -355,17 +384,17 @@ def _hapo(rows, groups, o, out):
         out[c] = (plain[i] if large[rows.group[i]] > 0 else average[i]) * (1 + o[BETA] * h if h <= 0 else 1.0)
 
 
-@numba.njit(cache=True, error_model="numpy")
-def advantages(method, rows, groups, o, out):
+@_leaf
+def advantages(method, rows, groups, o, room, out):
     """Fill out, the advantage of every cell. The segment estimators need fresh rollouts or a tree: simulation_kernels."""
-    for c in range(out.shape[0]):
-        out[c] = 0.0
+    _zero(out)
     if method in (REINFORCE_PP, MAPO, MARS):
-        _of_cells(method, rows, groups, o, out)
+        _of_cells(method, rows, groups, o, room, out)
     elif method == HAPO:
-        _hapo(rows, groups, o, out)
+        _hapo(rows, groups, o, room, out)
     else:
-        unit = np.zeros(rows.outcome.shape[0])
-        _of_units(method, rows, groups, o, unit)
+        unit = room.numbers[1, : rows.outcome.shape[0]]
+        _zero(unit)
+        _of_units(method, rows, groups, o, room, unit)
         for c in range(out.shape[0]):
             out[c] = unit[rows.unit[c]]

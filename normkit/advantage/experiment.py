@@ -292,7 +292,7 @@ class _Engine:
         """Train one agent for each hash seed (B,); its batches count from first (B,). every 0: no points."""
         import numba
 
-        from normkit.advantage.simulation_kernels import train
+        from normkit.advantage.simulation_kernels import train, workspace
 
         seeds, prompts = len(hash_seeds), self.environment.prompts
         theta = np.repeat(self.theta[None], seeds, axis=0)
@@ -307,6 +307,7 @@ class _Engine:
             train(
                 tables, theta[part], hash_seeds[part], first[part], steps, *numbers, *plan, memory[part],
                 gradients[part], found[part],
+                workspace(tables, numbers[0], self.groups, self.group_size, self.theta.shape),
             )  # fmt: skip
 
         parts = min(seeds, numba.get_num_threads())

@@ -4,6 +4,7 @@ Sums run in a fixed order within one seed, and seeds share nothing: nothing depe
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -95,11 +96,11 @@ def tree(tables, e, branch, size, segment, out):
 def ascend(tables, policy, stamp, e, group, dropped, advantage, aggregation, share, logit, gradient):
     """gradient += the weighted sum of advantage times score, in logit space first; logit (S, A) stays zeros.
 
-    dropped: for every group whether it does not count in the mean over units or tokens. share (N,): room to work.
+    dropped: for every group whether it does not count in the mean over units or tokens, or (0,). share (N,): room to work.
     """
     units = tokens = 0.0
     for i in range(share.shape[0]):
-        if dropped[group[i]] == 0:
+        if dropped.shape[0] == 0 or dropped[group[i]] == 0:
             units += 1
             tokens += e.tokens[i]
     if units == 0:
@@ -187,41 +188,72 @@ def climb(theta, lr, gradient, kept, step):
     return good
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def train(tables, theta, seeds, first, steps, method, aggregation, o, groups, size, lr, every, memory, gradients, out):
+class Work(NamedTuple):
+    """Room for one batch, that of one thread."""
+
+    policy: Policy
+    episodes: Episodes
+    room: estimate.Room
+    units: np.ndarray  # (4, N): outcome, tokens, baseline, share
+    kinds: np.ndarray  # (2, N): group, stratum
+    numbers: np.ndarray  # (3, cells): reward, entropy, advantage
+    cells: np.ndarray  # (3, cells): unit, turn, role
+    logit: np.ndarray
+    gradient: np.ndarray
+    prompts: np.ndarray
+    races: np.ndarray
+    latest: np.ndarray
+    earned: np.ndarray
+    masses: np.ndarray
+    values: np.ndarray
+    expected: np.ndarray  # (Q, R), or (0, R) where the method does not ask for it
+
+
+def workspace(tables, method, groups, size, parameters):
+    """A Work for batches of groups * size trajectories; parameters: the shape of theta."""
+    roles, horizon, (states, actions) = tables.noise.size, tables.horizon, tables.features.offset.shape
+    n, hidden, prompts = groups * size, tables.row.size, tables.first_begin.size - 1
+    most, units, per = n * horizon, n * roles, tables.tally
+    spread = horizon * int(max(per.max(), 0) - min(per.min(), 0)) + 1
+    random, noisy = 1 + bool(tables.random.max()), horizon * bool(tables.noise.max() > 0)
+    x, cells, integers = np.zeros((4, units)), np.zeros((3, most), np.int64), np.zeros((3, n + 1), np.int64)
+    kinds = np.stack([np.arange(units) // (size * roles), np.zeros(units, np.int64)])
+    policy = Policy(*np.empty((2, states, actions)), np.empty(states), np.empty(states, np.int64))
+    e = Episodes(
+        *np.empty((2, most), np.uint32), cells[0], np.empty((most, roles)), integers[0], *integers[1:, :n], *x[:2],
+        np.empty(n, np.uint64), np.empty((random, horizon, n)), np.empty((noisy, n)),
+    )  # fmt: skip
+    return Work(
+        policy, e, estimate.room(max(most, units), max(groups * max(horizon, spread), roles)), x, kinds,
+        np.zeros((3, most)), cells, np.zeros((states, actions)), np.zeros(parameters), np.empty(groups, np.int64),
+        np.empty((2, prompts)), np.empty(roles, np.int64), np.empty((3, roles)), np.empty((2, hidden + 1)),
+        np.empty((2, hidden + 1, roles)), np.zeros((prompts if method == estimate.VALUE else 0, roles)),
+    )  # fmt: skip
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+def train(
+    tables, theta, seeds, first, steps, method, aggregation, o, groups, size, lr, every, memory, gradients, out, w
+):
     """Train theta (B, D, A) in place, one row of it for each of the hash seeds (B,), whose batches count from first (B,).
 
     memory (B, Q, 2): the tracker's. gradients (B, steps or 0, D, A). out (B, 5, P or 0): at every point objective,
     entropy, shares of degenerate groups and of zero advantages since the last point, and decisions so far. A seed ends
-    where a parameter is no longer finite: what is beyond stays as it was.
+    where a parameter is no longer finite: what is beyond stays as it was. w: a Work.
     """
-    n, roles, horizon = groups * size, tables.noise.shape[0], tables.horizon
-    states, actions = tables.features.offset.shape
-    room, units, noisy = n * horizon, n * roles, tables.noise.max() > 0
-    p, sums, integers = np.empty((states, actions)), np.empty((states, actions)), np.zeros((3, n + 1), np.int64)
-    policy = Policy(p, sums, np.empty(states), np.empty(states, np.int64))
-    where, x, y = np.empty((2, room), np.uint32), np.zeros((4, units)), np.zeros((3, room))
-    kinds, cells = np.zeros((2, units), np.int64), np.zeros((3, room), np.int64)
-    e = Episodes(
-        where[0], where[1], cells[0], np.empty((room, roles)), integers[0], integers[1, :n], integers[2, :n], x[0], x[1],
-        np.empty(n, np.uint64), np.empty((1 + tables.random.max(), horizon, n)), np.empty((horizon if noisy else 0, n)),
-    )  # fmt: skip
-    logit, gradient, share = np.zeros((states, actions)), np.zeros(theta.shape[1:]), x[3]
-    prompts, races, latest = np.empty(groups, np.int64), np.empty((2, memory.shape[1])), np.empty(roles, np.int64)
-    scratch, expected, none = np.empty((3, roles)), np.zeros((0, roles)), np.zeros(groups)
+    n, equal, none = groups * size, w.room.classes[0, :groups], w.room.classes[0, :0]
+    policy, e, x, y, kinds, cells = w.policy, w.episodes, w.units, w.numbers, w.kinds, w.cells
     branch, segment, interval, repeats = 0, 1, int(o[estimate.INTERVAL]), int(o[estimate.ROLLOUTS])
     if method == estimate.SEGMENT_TREE:
         branch = int(o[estimate.BRANCH])
-        segment = math.ceil(horizon / round(math.log(size) / math.log(branch)))
-    for i in range(units):
-        kinds[0, i] = i // (size * roles)
+        segment = math.ceil(tables.horizon / round(math.log(size) / math.log(branch)))
     for i in range(seeds.shape[0]):
         point, batches, spent, still, nothing = 0, 0, 0, 0.0, 0.0
-        for s in range(states):
+        for s in range(policy.stamp.shape[0]):
             policy.stamp[s] = -1
         for step in range(steps + 1):
             if out.shape[2] and (step % every == 0 or step == steps):
-                out[i, 0, point], out[i, 1, point] = evaluate(theta[i], tables, policy, step)
+                out[i, 0, point], out[i, 1, point] = evaluate(theta[i], tables, policy, step, w.masses)
                 out[i, 2, point], out[i, 3, point] = still / batches, nothing / batches  # no batches yet: NaN
                 out[i, 4, point] = spent
                 point, batches, still, nothing = point + 1, 0, 0.0, 0.0
@@ -229,7 +261,7 @@ def train(tables, theta, seeds, first, steps, method, aggregation, o, groups, si
                 break
             key = absorb(absorb(np.uint64(0), seeds[i]), first[i] + step)
             spent += draw_batch(
-                theta[i], tables, policy, step, key, o, size, branch, segment, memory[i], races, prompts, e
+                theta[i], tables, policy, step, key, o, size, branch, segment, memory[i], w.races, w.prompts, e
             )
             c = e.first[n]
             rows = Rows(
@@ -237,22 +269,22 @@ def train(tables, theta, seeds, first, steps, method, aggregation, o, groups, si
             )  # fmt: skip
             advantage = y[2, :c]
             if method in DETAILED:
-                describe(tables, policy, e, latest, rows)
+                describe(tables, policy, e, w.latest, rows)
             if method == estimate.VALUE:
-                expected = expected_outcomes(theta[i], tables, policy, step)
+                expected_outcomes(theta[i], tables, policy, step, w.values, w.expected)
             if method == estimate.VALUE or method == estimate.SPO:
-                baselines(e, expected, memory[i], rows)
+                baselines(e, w.expected, memory[i], rows)
             if method == estimate.SEGMENT_CHAIN:
-                spent += chain(theta[i], tables, policy, step, key, e, interval, repeats, scratch, advantage)
+                spent += chain(theta[i], tables, policy, step, key, e, interval, repeats, w.earned, advantage)
             elif method == estimate.SEGMENT_TREE:
                 tree(tables, e, branch, size, segment, advantage)
             else:
-                estimate.advantages(method, rows, groups, o, advantage)
-            equal = estimate.degenerate(rows.outcome, rows.group, groups)
+                estimate.advantages(method, rows, groups, o, w.room, advantage)
+            estimate.degenerate(rows.outcome, rows.group, w.room.classes[1, :groups], equal)
             dropped = equal if method == estimate.DAPO else none
-            ascend(tables, policy, step, e, rows.group, dropped, advantage, aggregation, share, logit, gradient)
+            ascend(tables, policy, step, e, rows.group, dropped, advantage, aggregation, x[3], w.logit, w.gradient)
             if method == estimate.SPO:
                 remember(memory[i], e, o[estimate.RHO])
             batches, still, nothing = batches + 1, still + 1 - _zeros(equal), nothing + _zeros(advantage)
-            if not climb(theta[i], lr, gradient, gradients[i], step):
+            if not climb(theta[i], lr, w.gradient, gradients[i], step):
                 break

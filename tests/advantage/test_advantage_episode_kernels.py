@@ -80,11 +80,16 @@ def test_entropy_of_an_almost_certain_row():
 @pytest.mark.parametrize("environment", AGENTS, ids=lambda e: e.name)
 def test_objective_entropy_and_expected_outcomes_are_exact(environment):
     theta, policy = moved(environment), empty_policy(environment)
-    objective, entropy = kernels.evaluate(theta, tables_of(environment), policy, 0)
+    both, values = (
+        np.full((2, environment.states + 1), 7.0),
+        np.full((2, environment.states + 1, environment.roles), 7.0),
+    )
+    objective, entropy = kernels.evaluate(theta, tables_of(environment), policy, 0, both)
     truth = exact(environment, theta)
     assert objective == pytest.approx(float(truth.objective), rel=1e-12)
     assert entropy == pytest.approx(float(truth.entropy), rel=1e-12)
-    found = kernels.expected_outcomes(theta, tables_of(environment), policy, 1)
+    found = np.full((environment.prompts, environment.roles), math.nan)
+    kernels.expected_outcomes(theta, tables_of(environment), policy, 1, values, found)
     np.testing.assert_allclose(found, truth.baseline, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(policy.probability, truth.policy, rtol=1e-13, atol=1e-300)
     assert np.all(policy.stamp == 1)

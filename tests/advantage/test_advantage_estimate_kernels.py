@@ -48,7 +48,10 @@ class Batch:
         )  # fmt: skip
         cells = np.full(len(unit), math.nan)
         known = method_options(method, options, 8)
-        kernels.advantages(list(METHODS).index(method), rows, count, vector(known), cells)
+        room = kernels.room(self.n * TURNS, count * max(TURNS, 5))  # strata from -2 to 2
+        for free in room[2:]:
+            free[:] = -7  # whatever stood there
+        kernels.advantages(list(METHODS).index(method), rows, count, vector(known), room, cells)
         out = np.zeros(self.mask.shape)
         out[self.mask] = cells
         return out
@@ -142,7 +145,8 @@ def test_order_statistics(n):
 
 
 def test_members_keep_their_order():
-    order, first = kernels.members(np.array([2, 0, 2, 1, 0]), 3)
+    order, first = np.empty(5, int), np.full(5, -7)
+    kernels.members(np.array([2, 0, 2, 1, 0]), order, first)
     assert order.tolist() == [1, 4, 3, 0, 2] and first[:4].tolist() == [0, 2, 3, 5]
 
 
