@@ -27,6 +27,7 @@ INTERVAL, ROLLOUTS, BRANCH, RHO, PRIORITIZED = range(13, len(OPTIONS))
     REINFORCE, VALUE, WHITEN, GRPO, DR_GRPO, RLOO, REINFORCE_PP, REINFORCE_PP_BASELINE, DAPO, SAN, CANON, MAPO, MARS,
     SPO, BNPO, HAPO, SEGMENT_CHAIN, SEGMENT_TREE,
 ) = range(len(METHODS))  # fmt: skip
+MIX = 0x1E3779B97F4A7C15  # odd, with bits all over
 CENTER, OUTSIDE, INSIDE = 0.0, 1.0, 2.0  # x - m; (x - m) / (s + eps); (x - m) / sqrt(s^2 + eps)
 
 _leaf = numba.njit(error_model="numpy", _nrt=False)  # without reference counts
@@ -50,7 +51,8 @@ class Rows(NamedTuple):
 class Room(NamedTuple):
     """Room to work for N units and no more than N cells: all ones (N,), all zeros (N,) as integers, and what is written to.
 
-    numbers (4, N); integers (2, N + 2); classes (7, C): for C groups, or pairs of a group and a stratum or turn, or roles.
+    numbers (4, N); integers (2, N + 2); classes (7, N): no more than N groups, roles, and pairs of a group and a stratum or
+    turn. table (M,): integers, M a power of 2 above N.
     """
 
     ones: np.ndarray
@@ -58,12 +60,13 @@ class Room(NamedTuple):
     numbers: np.ndarray
     integers: np.ndarray
     classes: np.ndarray
+    table: np.ndarray
 
 
-def room(n, classes):
+def room(n):
     """A Room, for N = n."""
-    numbers, integers = np.empty((4, n)), np.empty((2, n + 2), np.int64)
-    return Room(np.ones(n), np.zeros(n, np.int64), numbers, integers, np.empty((7, classes)))
+    integers, table = np.empty((2, n + 2), np.int64), np.empty(2 << n.bit_length(), np.int64)
+    return Room(np.ones(n), np.zeros(n, np.int64), np.empty((4, n)), integers, np.empty((7, n)), table)
 
 
 @_leaf
@@ -157,14 +160,24 @@ def _extent(x):
 
 
 @_leaf
-def _pairs(first, second, pair):
-    """Fill pair with one number for each two; how many numbers are needed, if `first` counts from 0."""
-    low, high = _extent(second)
-    width, most = high - low + 1, 0
+def _pairs(first, second, table, pair):
+    """Fill pair (N,) with one number for each two, from 0 up; how many there are. table (M,): room, M a power of 2 > N."""
+    classes, last = 0, table.shape[0] - 1
+    _zero(table)
     for i in range(pair.shape[0]):
-        pair[i] = first[i] * width + second[i] - low
-        most = max(most, pair[i])
-    return most + 1
+        k = (first[i] * MIX + second[i]) * MIX
+        k = (k ^ (k >> 32)) & last
+        j = table[k] - 1  # the first row of a pair, or -1: free
+        while j >= 0 and (first[j] != first[i] or second[j] != second[i]):
+            k = (k + 1) & last
+            j = table[k] - 1
+        if j < 0:
+            table[k] = i + 1
+            pair[i] = classes
+            classes += 1
+        else:
+            pair[i] = pair[j]
+    return classes
 
 
 # ---- estimators by unit ---------------------------------------------------------------------------------------------
@@ -266,7 +279,7 @@ def _of_units(method, rows, groups, o, room, out):
             x[i] = r[i] - rows.baseline[i]
         standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method == SAN:
-        strata, named = _pairs(rows.group, rows.stratum, pair), math.isnan(o[KAPPA])
+        strata, named = _pairs(rows.group, rows.stratum, room.table, pair), math.isnan(o[KAPPA])
         kind, share = (OUTSIDE, o[ALPHA]) if named else (CENTER, 1 - o[KAPPA])
         standardize(r, pair, ones, strata, kind, o[EPS], o[DDOF], share, work, out)
         standardize(r, rows.group, ones, groups, kind, o[EPS], o[DDOF], 1 - share, work, out)
@@ -316,7 +329,7 @@ def _of_cells(method, rows, groups, o, room, out):
     elif method == MAPO:
         for c in range(n):
             group[c] = rows.group[rows.unit[c]]
-        turns = _pairs(group, rows.turn, pair)
+        turns = _pairs(group, rows.turn, room.table, pair)
         standardize(value, pair, ones, turns, OUTSIDE, o[EPS], o[DDOF], o[ALPHA], work, out)
         standardize(rows.reward, group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1 - o[ALPHA], work, out)
     else:  # MARS; scale: 0 the role's standard deviation, 1 the one of all centered cells, 2 none

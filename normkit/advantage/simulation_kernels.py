@@ -213,8 +213,7 @@ def workspace(tables, method, groups, size, parameters):
     """A Work for batches of groups * size trajectories; parameters: the shape of theta."""
     roles, horizon, (states, actions) = tables.noise.size, tables.horizon, tables.features.offset.shape
     n, hidden, prompts = groups * size, tables.row.size, tables.first_begin.size - 1
-    most, units, per = n * horizon, n * roles, tables.tally
-    spread = horizon * int(max(per.max(), 0) - min(per.min(), 0)) + 1
+    most, units = n * horizon, n * roles
     random, noisy = 1 + bool(tables.random.max()), horizon * bool(tables.noise.max() > 0)
     x, cells, integers = np.zeros((4, units)), np.zeros((3, most), np.int64), np.zeros((3, n + 1), np.int64)
     kinds = np.stack([np.arange(units) // (size * roles), np.zeros(units, np.int64)])
@@ -224,7 +223,7 @@ def workspace(tables, method, groups, size, parameters):
         np.empty(n, np.uint64), np.empty((random, horizon, n)), np.empty((noisy, n)),
     )  # fmt: skip
     return Work(
-        policy, e, estimate.room(max(most, units), max(groups * max(horizon, spread), roles)), x, kinds,
+        policy, e, estimate.room(max(most, units)), x, kinds,
         np.zeros((3, most)), cells, np.zeros((states, actions)), np.zeros(parameters), np.empty(groups, np.int64),
         np.empty((2, prompts)), np.empty(roles, np.int64), np.empty((3, roles)), np.empty((2, hidden + 1)),
         np.empty((2, hidden + 1, roles)), np.zeros((prompts if method == estimate.VALUE else 0, roles)),

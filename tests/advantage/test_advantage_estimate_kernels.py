@@ -26,7 +26,7 @@ class Batch:
         self.n = n = int(rng.integers(2, 40))
         self.groups = rng.integers(-3, 6, n) * 10**12
         self.roles = rng.integers(0, ROLES, n)
-        self.strata = rng.integers(-2, 3, n)
+        self.strata = rng.choice([-(2**62), -1, 0, 1, 10**15], n)
         self.mask = rng.random((n, TURNS)) < 0.6
         self.mask[np.arange(n), rng.integers(0, TURNS, n)] = True
         self.turns = {
@@ -48,7 +48,7 @@ class Batch:
         )  # fmt: skip
         cells = np.full(len(unit), math.nan)
         known = method_options(method, options, 8)
-        room = kernels.room(self.n * TURNS, count * max(TURNS, 5))  # strata from -2 to 2
+        room = kernels.room(max(self.n, len(unit)))
         for free in room[2:]:
             free[:] = -7  # whatever stood there
         kernels.advantages(list(METHODS).index(method), rows, count, vector(known), room, cells)
@@ -148,6 +148,20 @@ def test_members_keep_their_order():
     order, first = np.empty(5, int), np.full(5, -7)
     kernels.members(np.array([2, 0, 2, 1, 0]), order, first)
     assert order.tolist() == [1, 4, 3, 0, 2] and first[:4].tolist() == [0, 2, 3, 5]
+
+
+def test_pairs_are_numbered_as_they_come():
+    """Of 600 rows, with no more of the table free than there must be, and numbers that differ in high bits alone."""
+    rng = stream(0, "pairs")
+    first, second = (
+        rng.integers(0, 20, 600),
+        rng.choice([-3, 0, 2**40, 2**62, -(2**62)], 600) << rng.integers(0, 2, 600),
+    )
+    pair = np.full(600, -7)
+    count = kernels._pairs(first, second, np.full(1024, -7), pair)
+    numbers = {}
+    expected = [numbers.setdefault(two, len(numbers)) for two in zip(first, second, strict=True)]
+    assert pair.tolist() == expected and count == len(numbers) > 100
 
 
 def test_every_option_has_a_place():
