@@ -1,8 +1,9 @@
 """`normkit bench`: the same work by normkit, by its peers and by the memory floor, interleaved in one run.
 
 Every variant is first compared with a float64 reference; a wrong one is not timed. Then each round runs every variant
-once, so that a busy machine slows all alike: read the ratios (the median over rounds of a variant's time over
-normkit's), not the times. The cases stand in bench_cases.py.
+once, so that a busy machine slows all alike, in an order of its own, since a variant leaves threads and a cache behind:
+read the ratios (the median over rounds of a variant's time over normkit's), not the times. The cases stand in
+bench_cases.py.
 """
 
 import json
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+
+from normkit.rng import stream
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,10 @@ def _measure(case, rounds):
     for floor in work.floors.values():
         floor()  # first touch of its memory; the variants were warmed by their check
     seconds = {name: np.empty(rounds) for name in timed}
+    order = stream(0, "bench", case.name)
     for i in range(rounds):
-        for name, variant in timed.items():
-            seconds[name][i] = clock(variant, work.repeat)
+        for name in order.permutation(list(timed)):
+            seconds[name][i] = clock(timed[name], work.repeat)
     results = []
     for name in [*work.variants, *work.floors]:
         if name not in timed:

@@ -71,9 +71,8 @@ class Episodes(NamedTuple):
     """Of cells, one a decision, as many as fit: hidden state, action, unit, payoffs (cells, R) as seen, when they came.
 
     first (n + 1,): trajectory j has the cells first[j] to first[j + 1]. prompt, tally (n,). Of units, trajectory * R +
-    role: outcome and tokens, both (n R,). Random numbers: hash (n,), those of actions and outcomes (2, horizon, n),
-    normal ones (horizon, n); without the
-    last of them where nothing depends on them.
+    role: outcome and tokens, both (n R,). Random numbers: hash (n,), those of actions and outcomes (2, horizon, n), normal
+    ones (horizon, n); without the last of them where nothing depends on them.
     """
 
     hidden: np.ndarray
@@ -294,6 +293,10 @@ def play(theta, tables, policy, stamp, key, branch, size, segment, e):
     """
     fresh, cell, roles, states, chance = 0, 0, e.paid.shape[1], tables.row.shape[0], e.uniform.shape[0] > 1
     draw(key, e)
+    lazy = policy.stamp.shape[0] > e.prompt.shape[0]  # else nearly all rows will be met
+    for s in range(0 if lazy else policy.stamp.shape[0]):
+        if policy.stamp[s] != stamp:
+            fresh_row(theta, tables.features, policy, s, stamp)
     for j in range(e.prompt.shape[0]):
         shared, t, leaf, tally = size, 0, j, 0
         if branch:
@@ -305,19 +308,17 @@ def play(theta, tables, policy, stamp, key, branch, size, segment, e):
             if branch and t % segment == 0:
                 shared //= branch
                 leaf = j - j % shared
-            if policy.stamp[tables.row[hidden]] != stamp:
+            if lazy and policy.stamp[tables.row[hidden]] != stamp:
                 fresh_row(theta, tables.features, policy, tables.row[hidden], stamp)
             a = place(policy.sums[tables.row[hidden]], e.uniform[0, t, leaf])
             k = place(tables.sums[hidden, a], e.uniform[1, t, leaf]) if chance else tables.sure[hidden, a]
             own = j * roles + tables.role[hidden]
             e.hidden[cell], e.action[cell], e.unit[cell] = hidden, a, own
+            noise = tables.noise[tables.role[hidden]] * e.normal[t, leaf] if e.normal.shape[0] else 0.0
             for r in range(roles):
-                e.paid[cell, r] = tables.seen[hidden, a, k, r]
-                e.outcome[j * roles + r] += tables.seen[hidden, a, k, r]
-            if e.normal.shape[0]:
-                noise = tables.noise[tables.role[hidden]] * e.normal[t, leaf]
-                e.paid[cell, tables.role[hidden]] += noise
-                e.outcome[own] += noise
+                paid = tables.seen[hidden, a, k, r] + (noise if r == tables.role[hidden] else 0.0)
+                e.paid[cell, r] = paid
+                e.outcome[j * roles + r] += paid
             e.tokens[own] += 1
             tally += tables.tally[hidden, a]
             fresh += leaf == j
