@@ -10,7 +10,7 @@ from normkit.bench_cases import _warm
 from normkit.rng import stream
 
 AGENTS = ("contextual_bandit", "search_agent", "dialogue", "two_role_game", "token_chain", "length_drift")
-SEEDS, STEPS, TRAJECTORIES = 1000, 4, 64
+SEEDS, STEPS, TRAJECTORIES = 500, 10, 64
 
 
 def cases():

@@ -174,7 +174,7 @@ def evaluate(theta, tables, policy, stamp, both):
     for h in range(states + 1):
         here[h], ahead[h] = tables.start[h] if h < states else 0.0, 0.0
     objective = entropy = decisions = 0.0
-    for _ in range(tables.horizon):
+    for t in range(tables.horizon):
         for h in range(states):
             if here[h] > 0:
                 s = tables.row[h]
@@ -182,18 +182,18 @@ def evaluate(theta, tables, policy, stamp, both):
                     fresh_row(theta, tables.features, policy, s, stamp)
                 decisions += here[h]
                 entropy += here[h] * policy.entropy[s]
-                objective += _spread(tables, here[h], h, policy.probability[s], ahead)
+                objective += _spread(tables, here[h], h, policy.probability[s], ahead, t + 1 < tables.horizon)
                 here[h] = 0.0
         here, ahead = ahead, here
     return objective, entropy / decisions
 
 
 @_inline
-def _spread(tables, mass, h, p, ahead):
+def _spread(tables, mass, h, p, ahead, more):
     paid = 0.0
     for a in range(p.shape[0]):
         paid += mass * p[a] * tables.worth[h, a]
-        for k in range(tables.chance.shape[2]):
+        for k in range(tables.chance.shape[2] if more else 0):
             ahead[tables.next[h, a, k]] += mass * p[a] * tables.chance[h, a, k]
     return paid
 
