@@ -139,7 +139,7 @@ def grade(folder, master=None, *, out, forms, workers=None, dask=None, limits=No
 PROTECTION = {
     "full": "a user id of their own, no network, and no view of the source notebook, the grades and each other",
     "namespaces": "your user id, no network, and no view of the source notebook, the grades and each other",
-    "landlock": "no view of the source notebook, the grades and each other, and no connections if Linux is 6.7 or newer",
+    "landlock": "no view of the source notebook, the grades and each other, and no TCP if Linux is 6.7 or newer",
     "limits": "your user id and limits on time, memory and files: this system lets nothing be hidden from them",
     "clock": "your user id and a limit on time only: grade on Linux to protect files and network",
 }
