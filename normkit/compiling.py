@@ -19,29 +19,30 @@ def load_numba():
     if first and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
     _spare_scipy()
-    _stamp_callees()
+    _name_by_callees()
     return numba
 
 
-def _stamp_callees():
-    """Have a cached kernel of ours compile anew when a module that its file imports has changed.
+def _name_by_callees():
+    """Have the cache of a kernel of ours bear in its name a hash of all that its file imports from the kit.
 
     numba looks at the kernel's own file, while the functions and constants of others are compiled into it: without this
-    an upgrade of the kit could run what is half the old one. Does nothing where numba is built otherwise.
+    an upgrade of the kit could run what is half the old one, or fail over a class that has moved. Does nothing where numba
+    is built otherwise.
     """
     from numba.core import caching
 
     files = getattr(caching, "_SourceFileBackedLocatorMixin", None)
-    alone = getattr(files, "get_source_stamp", None)
+    alone = getattr(files, "get_disambiguator", None)
     if alone is None or hasattr(alone, "alone"):
         return
 
-    def stamp(self):
+    def name(self):
         own = Path(self._py_file)
-        return _digest(own) if own.is_relative_to(HOME) else alone(self)
+        return f"{alone(self)}-{_digest(own)}" if own.is_relative_to(HOME) else alone(self)
 
-    stamp.alone = alone
-    files.get_source_stamp = stamp
+    name.alone = alone
+    files.get_disambiguator = name
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def _digest(path):
             for module, names in re.findall(r"^from normkit\.?(\S*) import (.*)", text.decode(), re.MULTILINE):
                 base = HOME.joinpath(*module.split("."))
                 left += [base.with_suffix(".py"), *(base / f"{name}.py" for name in re.findall(r"\w+", names))]
-    return hashlib.sha256(b"\0".join(texts[p] for p in sorted(texts))).digest()
+    return hashlib.sha256(b"\0".join(texts[p] for p in sorted(texts))).hexdigest()[:12]
 
 
 def _spare_scipy():

@@ -2,8 +2,7 @@
 
 A batch has n trajectories of R roles; unit = trajectory * R + role is what the estimators call a row. A cell is one
 decision, in the order of trajectories and turns. Readable twins, with the formulas' sources: estimation.py and the
-estimators' own files. Plain loops throughout: NumPy's functions would take numba several times as long to compile. Nothing
-is allocated here: counting the references to arrays would take a fifth of the simulation's time.
+estimators' own files. Plain loops throughout, as in group_kernels.py.
 """
 
 import math
@@ -11,6 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from normkit.advantage.group_kernels import (
+    CENTER,
+    INSIDE,
+    OUTSIDE,
+    degenerate,
+    extent,
+    members,
+    pairs,
+    standardize,
+    zero,
+)
 from normkit.advantage.methods import METHODS
 from normkit.compiling import load_numba
 
@@ -27,14 +37,12 @@ INTERVAL, ROLLOUTS, BRANCH, RHO, PRIORITIZED = range(13, len(OPTIONS))
     REINFORCE, VALUE, WHITEN, GRPO, DR_GRPO, RLOO, REINFORCE_PP, REINFORCE_PP_BASELINE, DAPO, SAN, CANON, MAPO, MARS,
     SPO, BNPO, HAPO, SEGMENT_CHAIN, SEGMENT_TREE,
 ) = range(len(METHODS))  # fmt: skip
-MIX = 0x1E3779B97F4A7C15  # odd, with bits all over
-CENTER, OUTSIDE, INSIDE = 0.0, 1.0, 2.0  # x - m; (x - m) / (s + eps); (x - m) / sqrt(s^2 + eps)
 
 _leaf = numba.njit(error_model="numpy", _nrt=False)  # without reference counts
 
 
 class Rows(NamedTuple):
-    """Of units (N,): outcome, tokens (as float64), group, stratum, baseline, and all ones. Of cells: the rest."""
+    """Of units (N,): outcome, tokens (as float64), group, stratum, baseline. Of cells: the rest."""
 
     outcome: np.ndarray
     tokens: np.ndarray
@@ -46,138 +54,6 @@ class Rows(NamedTuple):
     role: np.ndarray
     reward: np.ndarray
     entropy: np.ndarray
-
-
-class Room(NamedTuple):
-    """Room to work for N units and no more than N cells: all ones (N,), all zeros (N,) as integers, and what is written to.
-
-    numbers (4, N); integers (2, N + 2); classes (7, N): no more than N groups, roles, and pairs of a group and a stratum or
-    turn. table (M,): integers, M a power of 2 above N.
-    """
-
-    ones: np.ndarray
-    zeros: np.ndarray
-    numbers: np.ndarray
-    integers: np.ndarray
-    classes: np.ndarray
-    table: np.ndarray
-
-
-def room(n):
-    """A Room, for N = n."""
-    integers, table = np.empty((2, n + 2), np.int64), np.empty(2 << n.bit_length(), np.int64)
-    return Room(np.ones(n), np.zeros(n, np.int64), np.empty((4, n)), integers, np.empty((7, n)), table)
-
-
-@_leaf
-def _zero(x):
-    for i in range(x.shape[0]):
-        x[i] = 0
-
-
-# ---- segments -------------------------------------------------------------------------------------------------------
-
-
-@_leaf
-def standardize(x, ids, weight, classes, kind, eps, ddof, factor, work, out):
-    """out += factor times x centered, and scaled as `kind` says, within each class; degenerate classes add nothing.
-
-    weight: how often an entry counts, as float64. ids: integers below `classes`. Differences are from one member of the
-    class, so that equal rewards differ by exactly 0. work (5 or more, C): room, with C >= classes.
-    """
-    count, anchor, mean, square, differs = work[0], work[1], work[2], work[3], work[4]
-    for k in range(classes):
-        count[k] = anchor[k] = mean[k] = square[k] = differs[k] = 0.0
-    n, i = x.shape[0], 0
-    while i < n:  # by runs of one class: sums in memory make every entry wait for the one before
-        k, entries, total, different = ids[i], 0.0, 0.0, 0.0
-        zero = x[i] if count[k] == 0 else anchor[k]
-        while i < n and ids[i] == k:
-            different = 1.0 if x[i] != zero else different
-            entries += weight[i]
-            total += weight[i] * (x[i] - zero)
-            i += 1
-        anchor[k], differs[k] = zero, max(differs[k], different)
-        count[k] += entries
-        mean[k] += total
-    for k in range(classes):
-        mean[k] /= count[k]
-    i = 0
-    while i < n:
-        k, total = ids[i], 0.0
-        middle = mean[k]
-        while i < n and ids[i] == k:
-            total += weight[i] * (x[i] - anchor[k] - middle) ** 2
-            i += 1
-        square[k] += total
-    for k in range(classes):
-        scale = differs[k]
-        if scale > 0 and kind == OUTSIDE:
-            scale = 1 / (math.sqrt(square[k] / (count[k] - ddof)) + eps)
-        elif scale > 0 and kind == INSIDE:
-            scale = 1 / math.sqrt(square[k] / (count[k] - ddof) + eps)
-        square[k] = factor * scale
-    for i in range(x.shape[0]):
-        k = ids[i]
-        out[i] += square[k] * (x[i] - anchor[k] - mean[k])
-
-
-@_leaf
-def degenerate(outcome, group, first, equal):
-    """Fill equal (G,): 1 where no two members of a group differ, else 0. first (G,): room."""
-    n, i = outcome.shape[0], 0
-    for k in range(equal.shape[0]):
-        equal[k], first[k] = 1.0, math.nan
-    while i < n:  # by runs, without a choice that the processor would have to guess
-        k, different = group[i], False
-        x = outcome[i] if math.isnan(first[k]) else first[k]
-        while i < n and group[i] == k:
-            different |= outcome[i] != x
-            i += 1
-        first[k] = x
-        equal[k] = 0.0 if different else equal[k]
-
-
-@_leaf
-def members(group, order, first):
-    """Fill order (N,), first (G + 2,): the rows of group k are order[first[k] : first[k + 1]], in the order they came in."""
-    _zero(first)
-    for i in range(group.shape[0]):
-        first[group[i] + 2] += 1
-    for k in range(first.shape[0] - 2):
-        first[k + 2] += first[k + 1]
-    for i in range(group.shape[0]):
-        order[first[group[i] + 1]] = i
-        first[group[i] + 1] += 1
-
-
-@_leaf
-def _extent(x):
-    low = high = x[0]
-    for i in range(1, x.shape[0]):
-        low, high = min(low, x[i]), max(high, x[i])
-    return low, high
-
-
-@_leaf
-def _pairs(first, second, table, pair):
-    """Fill pair (N,) with one number for each two, from 0 up; how many there are. table (M,): room, M a power of 2 > N."""
-    classes, last = 0, table.shape[0] - 1
-    _zero(table)
-    for i in range(pair.shape[0]):
-        k = (first[i] * MIX + second[i]) * MIX
-        k = (k ^ (k >> 32)) & last
-        j = table[k] - 1  # the first row of a pair, or -1: free
-        while j >= 0 and (first[j] != first[i] or second[j] != second[i]):
-            k = (k + 1) & last
-            j = table[k] - 1
-        if j < 0:
-            table[k] = i + 1
-            pair[i] = classes
-            classes += 1
-        else:
-            pair[i] = pair[j]
-    return classes
 
 
 # ---- estimators by unit ---------------------------------------------------------------------------------------------
@@ -227,12 +103,12 @@ def _canon(rows, groups, o, room, out):
 @_leaf
 def _bnpo(rows, groups, limit, room, out):
     """out: the centered rewards, which come as they are if all lie in [0, 1]."""
-    low, high = _extent(rows.outcome)
+    low, high = extent(rows.outcome)
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     p, count, span = room.classes[0, :groups], room.classes[1, :groups], high - low if high > low else 1.0
-    _zero(p)
-    _zero(count)
+    zero(p)
+    zero(count)
     for i in range(out.shape[0]):
         count[rows.group[i]] += 1
         p[rows.group[i]] += (rows.outcome[i] - low) / span
@@ -279,7 +155,7 @@ def _of_units(method, rows, groups, o, room, out):
             x[i] = r[i] - rows.baseline[i]
         standardize(x, whole, ones, one, OUTSIDE, o[EPS], o[DDOF], 1.0, work, out)
     elif method == SAN:
-        strata, named = _pairs(rows.group, rows.stratum, room.table, pair), math.isnan(o[KAPPA])
+        strata, named = pairs(rows.group, rows.stratum, room.table, pair), math.isnan(o[KAPPA])
         kind, share = (OUTSIDE, o[ALPHA]) if named else (CENTER, 1 - o[KAPPA])
         standardize(r, pair, ones, strata, kind, o[EPS], o[DDOF], share, work, out)
         standardize(r, rows.group, ones, groups, kind, o[EPS], o[DDOF], 1 - share, work, out)
@@ -319,7 +195,7 @@ def _of_cells(method, rows, groups, o, room, out):
     n, one, work = out.shape[0], np.int64(1), room.classes
     ones, whole, group, pair = room.ones[:n], room.zeros[:n], room.integers[0, :n], room.integers[1, :n]
     value, x, after = room.numbers[0, :n], room.numbers[1, :n], room.numbers[2, : rows.outcome.shape[0]]
-    _zero(after)
+    zero(after)
     if method == REINFORCE_PP:
         for i in range(after.shape[0]):
             rows.baseline[i] = 0.0  # no baseline here: marks the units whose last cell has been met
@@ -329,11 +205,11 @@ def _of_cells(method, rows, groups, o, room, out):
     elif method == MAPO:
         for c in range(n):
             group[c] = rows.group[rows.unit[c]]
-        turns = _pairs(group, rows.turn, room.table, pair)
+        turns = pairs(group, rows.turn, room.table, pair)
         standardize(value, pair, ones, turns, OUTSIDE, o[EPS], o[DDOF], o[ALPHA], work, out)
         standardize(rows.reward, group, ones, groups, OUTSIDE, o[EPS], o[DDOF], 1 - o[ALPHA], work, out)
     else:  # MARS; scale: 0 the role's standard deviation, 1 the one of all centered cells, 2 none
-        roles, kind = _extent(rows.role)[1] + 1, OUTSIDE if o[SCALE] == 0 else CENTER
+        roles, kind = extent(rows.role)[1] + 1, OUTSIDE if o[SCALE] == 0 else CENTER
         standardize(value, rows.role, ones, roles, kind, o[EPS], o[DDOF], 1.0, work, out)
         if o[SCALE] == 1:
             for c in range(n):
@@ -375,11 +251,11 @@ def _nearest(x):
 
 @_leaf
 def _hapo(rows, groups, o, room, out):
-    n, units, work, large = out.shape[0], rows.outcome.shape[0], room.classes, room.classes[6, :groups]
+    n, units, work, large = out.shape[0], rows.outcome.shape[0], room.classes, room.classes[5, :groups]
     average, plain = room.numbers[0, :units], room.numbers[1, :units]
     level, ranked = room.numbers[2, :n], room.numbers[3, :n]
     for x in (average, plain, large):
-        _zero(x)
+        zero(x)
     standardize(rows.outcome, rows.group, rows.tokens, groups, OUTSIDE, o[EPS], o[DDOF], 1.0, work, average)
     standardize(rows.outcome, rows.group, room.ones[:units], groups, OUTSIDE, o[EPS], 1.0, 1.0, work, plain)
     for i in range(units):
@@ -388,7 +264,7 @@ def _hapo(rows, groups, o, room, out):
     for c in range(n):
         level[c] = ranked[c] = math.log(max(rows.entropy[c], 1e-8))
     pivot = _kth(ranked, _nearest(o[QUANTILE] * (n - 1)))
-    low, high = _extent(level)
+    low, high = extent(level)
     for c in range(n):
         i, h = rows.unit[c], level[c] - pivot
         h /= max(high - pivot if h > 0 else pivot - low, 1e-12)
@@ -400,14 +276,14 @@ def _hapo(rows, groups, o, room, out):
 @_leaf
 def advantages(method, rows, groups, o, room, out):
     """Fill out, the advantage of every cell. The segment estimators need fresh rollouts or a tree: simulation_kernels."""
-    _zero(out)
+    zero(out)
     if method in (REINFORCE_PP, MAPO, MARS):
         _of_cells(method, rows, groups, o, room, out)
     elif method == HAPO:
         _hapo(rows, groups, o, room, out)
     else:
         unit = room.numbers[1, : rows.outcome.shape[0]]
-        _zero(unit)
+        zero(unit)
         _of_units(method, rows, groups, o, room, unit)
         for c in range(out.shape[0]):
             out[c] = unit[rows.unit[c]]

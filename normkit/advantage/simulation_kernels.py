@@ -21,6 +21,7 @@ from normkit.advantage.episode_kernels import (
     rollout,
 )
 from normkit.advantage.estimate_kernels import Rows
+from normkit.advantage.group_kernels import Room, degenerate, room
 from normkit.compiling import load_numba
 
 numba = load_numba()
@@ -193,7 +194,7 @@ class Work(NamedTuple):
 
     policy: Policy
     episodes: Episodes
-    room: estimate.Room
+    room: Room
     units: np.ndarray  # (4, N): outcome, tokens, baseline, share
     kinds: np.ndarray  # (2, N): group, stratum
     numbers: np.ndarray  # (3, cells): reward, entropy, advantage
@@ -223,7 +224,7 @@ def workspace(tables, method, groups, size, parameters):
         np.empty(n, np.uint64), np.empty((random, horizon, n)), np.empty((noisy, n)),
     )  # fmt: skip
     return Work(
-        policy, e, estimate.room(max(most, units)), x, kinds,
+        policy, e, room(max(most, units)), x, kinds,
         np.zeros((3, most)), cells, np.zeros((states, actions)), np.zeros(parameters), np.empty(groups, np.int64),
         np.empty((2, prompts)), np.empty(roles, np.int64), np.empty((3, roles)), np.empty((2, hidden + 1)),
         np.empty((2, hidden + 1, roles)), np.zeros((prompts if method == estimate.VALUE else 0, roles)),
@@ -279,7 +280,7 @@ def train(
                 tree(tables, e, branch, size, segment, advantage)
             else:
                 estimate.advantages(method, rows, groups, o, w.room, advantage)
-            estimate.degenerate(rows.outcome, rows.group, w.room.classes[1, :groups], equal)
+            degenerate(rows.outcome, rows.group, w.room.classes[1, :groups], equal)
             dropped = equal if method == estimate.DAPO else none
             ascend(tables, policy, step, e, rows.group, dropped, advantage, aggregation, x[3], w.logit, w.gradient)
             if method == estimate.SPO:

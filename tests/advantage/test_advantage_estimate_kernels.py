@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from normkit.advantage import estimate_kernels as kernels
-from normkit.advantage import estimators, strata, turns
+from normkit.advantage import estimators, group_kernels, strata, turns
 from normkit.advantage.beta_weights import bnpo
 from normkit.advantage.methods import METHODS
 from normkit.advantage.options import method_options, vector
@@ -48,7 +48,7 @@ class Batch:
         )  # fmt: skip
         cells = np.full(len(unit), math.nan)
         known = method_options(method, options, 8)
-        room = kernels.room(max(self.n, len(unit)))
+        room = group_kernels.room(max(self.n, len(unit)))
         for free in room[2:]:
             free[:] = -7  # whatever stood there
         kernels.advantages(list(METHODS).index(method), rows, count, vector(known), room, cells)
@@ -146,7 +146,7 @@ def test_order_statistics(n):
 
 def test_members_keep_their_order():
     order, first = np.empty(5, int), np.full(5, -7)
-    kernels.members(np.array([2, 0, 2, 1, 0]), order, first)
+    group_kernels.members(np.array([2, 0, 2, 1, 0]), order, first)
     assert order.tolist() == [1, 4, 3, 0, 2] and first[:4].tolist() == [0, 2, 3, 5]
 
 
@@ -158,7 +158,7 @@ def test_pairs_are_numbered_as_they_come():
         rng.choice([-3, 0, 2**40, 2**62, -(2**62)], 600) << rng.integers(0, 2, 600),
     )
     pair = np.full(600, -7)
-    count = kernels._pairs(first, second, np.full(1024, -7), pair)
+    count = group_kernels.pairs(first, second, np.full(1024, -7), pair)
     numbers = {}
     expected = [numbers.setdefault(two, len(numbers)) for two in zip(first, second, strict=True)]
     assert pair.tolist() == expected and count == len(numbers) > 100
